@@ -1,0 +1,1 @@
+"""Everything that knows a diffusion model, behind one protocol: ``Denoiser``."""

@@ -1,0 +1,102 @@
+"""The one shape every diffusion model is reduced to: noisy latents and a noise level in, clean latents out.
+
+The parametrisation is that of k-diffusion (Karras et al. 2022, arXiv:2206.00364): a model predicts the
+clean latents ``x0``, and sampler, guidance and schedule are written once on top of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+Guidance = Literal["none", "embedded"]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What the planner must know of a model; read from its config files, without loading any weights."""
+
+    name: str
+    """As reports print it: ``bundled``, ``black-forest-labs/FLUX.1-schnell``, a folder's name."""
+    family: str
+    """The module in ``dino_ray.diffusion.families`` that drives it, or ``bundled``."""
+    latent_scale: int
+    """canvas_px per latent sample, per axis."""
+    latent_channels: int
+    pixel_multiple: int
+    """Tile sizes and tile origins are multiples of this many canvas_px."""
+    tile: int
+    """Best tile side, canvas_px."""
+    overlap: int
+    """Overlap of neighbouring tiles that this model needs, canvas_px."""
+    steps: int
+    """Denoising steps unless the user names another number."""
+    guidance: Guidance
+    """``embedded``: takes a guidance scale as an input (FLUX.1-dev); ``none``: takes no scale."""
+    cfg: float | None = None
+    """Guidance scale unless the user names another; None where ``guidance`` is ``none``."""
+    takes_text: bool = False
+    dino_dim: int | None = None
+    """Channels of the DINO tokens it was trained to attend to; None where it takes none."""
+    dino_stride: int = 0
+    """canvas_px per DINO token, per axis; 0 where it takes none."""
+
+    def __post_init__(self) -> None:
+        assert self.pixel_multiple % self.latent_scale == 0
+        assert self.tile % self.pixel_multiple == 0
+        assert (self.guidance == "none") == (self.cfg is None)
+        assert (self.dino_dim is None) == (self.dino_stride == 0)
+
+
+@dataclass(frozen=True)
+class DinoTokens:
+    """DINO features of one batch of tiles, laid evenly over each tile."""
+
+    features: Tensor
+    """(B, rows, cols, dim) float32; token (r, c) is centred at ((r + 0.5) / rows, (c + 0.5) / cols) of the tile."""
+    strength: float
+    """In (0, 1]: the tokens' attention logits get ``log(strength)``. Tokens of strength 0 are not passed at all."""
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """All that steers a prediction besides the latents."""
+
+    text: Mapping[str, Tensor] = field(default_factory=dict)
+    """Text embeddings by the family's own names, each with a batch axis of 1; empty where it takes none."""
+    cfg: float | None = None
+    dino: DinoTokens | None = None
+
+
+class Denoiser(Protocol):
+    """A loaded model. Stateless between calls, so that any step of any tile can run on any replica."""
+
+    @property
+    def description(self) -> Description: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) in [0, 1] to latents (B, C, h, w), both float32."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, w) to pixels (B, 3, H, W), nominally in [0, 1] and not clipped."""
+        ...
+
+    def sigmas(self, denoise: float, steps: int, size: tuple[int, int]) -> Tensor:
+        """Noise levels, float32 (steps + 1,): the first is ``denoise`` exactly, the last is 0; ``size``: latent (h, w)."""
+        ...
+
+    def noised(self, latents: Tensor, noise: Tensor, sigma: float) -> Tensor:
+        """Where sampling starts: clean ``latents`` brought to noise level ``sigma`` in (0, 1] by unit ``noise``."""
+        ...
+
+    def predict(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
+        """The clean latents x0 that the model sees in ``x`` at noise level ``sigma``; same shape, float32."""
+        ...

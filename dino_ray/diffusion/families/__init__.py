@@ -1,0 +1,1 @@
+"""One ``Denoiser`` per model family."""

@@ -1,0 +1,1 @@
+"""DINO features of the source: extracted once, cropped exactly for every tile."""

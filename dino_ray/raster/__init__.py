@@ -1,0 +1,1 @@
+"""Images larger than memory: the source read by windows, the canvas written by cells."""

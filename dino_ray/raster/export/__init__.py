@@ -1,0 +1,1 @@
+"""The finished canvas as a file, one module per family of formats."""

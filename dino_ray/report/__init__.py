@@ -1,0 +1,1 @@
+"""What happened: progress while it runs, the run report afterwards."""
