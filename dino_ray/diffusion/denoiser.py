@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # the planner reads descriptions without paying for torch
+    import torch
+    from torch import Tensor
 
 Guidance = Literal["none", "embedded"]
 
