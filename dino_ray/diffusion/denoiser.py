@@ -58,9 +58,10 @@ class DinoTokens:
     """DINO features of one batch of tiles, laid evenly over each tile."""
 
     features: Tensor
-    """(B, rows, cols, dim) float32; token (r, c) is centred at ((r + 0.5) / rows, (c + 0.5) / cols) of the tile."""
+    """(B, rows, cols, dim) float32; token (r, c) is centred at ((r + 0.5) / rows, (c + 0.5) / cols) of the
+    tile."""
     strength: float
-    """In (0, 1]: the tokens' attention logits get ``log(strength)``. Tokens of strength 0 are not passed at all."""
+    """In (0, 1]: the tokens' attention logits get ``log(strength)``. Tokens of strength 0 are not passed."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,11 @@ class Denoiser(Protocol):
         ...
 
     def sigmas(self, denoise: float, steps: int, size: tuple[int, int]) -> Tensor:
-        """Noise levels, float32 (steps + 1,): the first is ``denoise`` exactly, the last is 0; ``size``: latent (h, w)."""
+        """Noise levels, float32 (steps + 1,), falling from ``denoise`` exactly to 0; ``size``: latent (h, w)."""
         ...
 
     def noised(self, latents: Tensor, noise: Tensor, sigma: float) -> Tensor:
-        """Where sampling starts: clean ``latents`` brought to noise level ``sigma`` in (0, 1] by unit ``noise``."""
+        """Where sampling starts: clean ``latents`` at noise level ``sigma`` in (0, 1], by unit ``noise``."""
         ...
 
     def predict(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:

@@ -1,0 +1,126 @@
+"""FLUX.1 (schnell, dev, Krea and other fine-tunes) as a ``Denoiser``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dino_ray.diffusion.denoiser import Conditioning, Description
+from dino_ray.diffusion.families.flux_config import PATCH, Schedule
+
+
+def pack(latents: Tensor) -> Tensor:
+    """Latents (B, C, h, w) to tokens (B, h/2 · w/2, 4C), row-major; channels run (C, row, column)."""
+    batch, channels, h, w = latents.shape
+    patches = latents.reshape(batch, channels, h // PATCH, PATCH, w // PATCH, PATCH)
+    return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * PATCH**2)
+
+
+def unpack(tokens: Tensor, h: int, w: int) -> Tensor:
+    """Tokens (B, h/2 · w/2, 4C) back to latents (B, C, h, w)."""
+    batch = tokens.shape[0]
+    patches = tokens.reshape(batch, h // PATCH, w // PATCH, -1, PATCH, PATCH)
+    return patches.permute(0, 3, 1, 4, 2, 5).reshape(batch, -1, h, w)
+
+
+def position_ids(rows: int, cols: int, device: torch.device | str | None = None) -> Tensor:
+    """Positions (rows · cols, 3) float32 of image tokens for the rotary embedding: (0, row, column)."""
+    ids = torch.zeros(rows, cols, 3, device=device)
+    ids[..., 1] = torch.arange(rows, device=device)[:, None]
+    ids[..., 2] = torch.arange(cols, device=device)[None, :]
+    return ids.reshape(rows * cols, 3)
+
+
+class FluxDenoiser:
+    """A transformer and a VAE of FLUX.1, speaking the ``Denoiser`` protocol.
+
+    Latents are float32 at the border and through the sampler; the models run in their own dtype. Parameters
+    are frozen, so nothing is recorded for autograd unless the caller's tensor asks for a gradient.
+
+    Parameters
+    ----------
+    transformer : diffusers.FluxTransformer2DModel
+    vae : diffusers.AutoencoderKL
+        On the same device; its dtype may differ from the transformer's.
+    schedule : Schedule
+    description : Description
+    """
+
+    def __init__(self, transformer: Any, vae: Any, schedule: Schedule, description: Description) -> None:
+        self._transformer = transformer.eval().requires_grad_(False)
+        self._vae = vae.eval().requires_grad_(False)
+        self._schedule = schedule
+        self._description = description
+        self._vae_shift = float(vae.config.shift_factor or 0.0)
+        self._vae_scale = float(vae.config.scaling_factor)
+
+    @property
+    def description(self) -> Description:
+        return self._description
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self._transformer.device)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) in [0, 1] to latents: the posterior's mode, which draws nothing."""
+        signed = (pixels * 2 - 1).to(self.device, self._vae.dtype)
+        mode: Tensor = self._vae.encode(signed, return_dict=False)[0].mode()
+        return (mode.float() - self._vae_shift) * self._vae_scale
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents to pixels (B, 3, H, W), nominally in [0, 1] and not clipped."""
+        raw = (latents.float() / self._vae_scale + self._vae_shift).to(self.device, self._vae.dtype)
+        signed: Tensor = self._vae.decode(raw, return_dict=False)[0]
+        return signed.float() / 2 + 0.5
+
+    def sigmas(self, denoise: float, steps: int, size: tuple[int, int]) -> Tensor:
+        """The model's own spacing from ``denoise`` in (0, 1] to 0, for latents of ``size`` (h, w)."""
+        h, w = size
+        levels = self._schedule.sigmas(denoise, steps, tokens=(h // PATCH) * (w // PATCH))
+        return torch.tensor(levels, dtype=torch.float32)
+
+    def noised(self, latents: Tensor, noise: Tensor, sigma: float) -> Tensor:
+        """The rectified flow's straight line: ``(1 - sigma) latents + sigma noise``."""
+        return (1 - sigma) * latents + sigma * noise
+
+    def predict(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
+        """x0 = x - sigma · v, v being the velocity ``noise - x0`` that the transformer was trained on.
+
+        Raises
+        ------
+        ValueError
+            Where the conditioning is not what the description asks for.
+        """
+        if conditioning.dino is not None:
+            raise ValueError(f"{self._description.name} takes no DINO tokens")
+        batch, _, h, w = x.shape
+        dtype, device = self._transformer.dtype, self.device
+        prompt = self._text(conditioning, "prompt_embeds").expand(batch, -1, -1)
+        velocity: Tensor = self._transformer(
+            hidden_states=pack(x).to(device, dtype),
+            timestep=torch.full((batch,), sigma, device=device),
+            guidance=self._guidance(conditioning, batch),
+            pooled_projections=self._text(conditioning, "pooled_prompt_embeds").expand(batch, -1),
+            encoder_hidden_states=prompt,
+            txt_ids=torch.zeros(prompt.shape[1], 3, device=device),
+            img_ids=position_ids(h // PATCH, w // PATCH, device),
+            return_dict=False,
+        )[0]
+        return x - sigma * unpack(velocity.float(), h, w)
+
+    def _text(self, conditioning: Conditioning, name: str) -> Tensor:
+        if name not in conditioning.text:
+            raise ValueError(
+                f"{self._description.name} needs the text embedding {name!r}: encode a prompt, be it empty"
+            )
+        return conditioning.text[name].to(self.device, self._transformer.dtype)
+
+    def _guidance(self, conditioning: Conditioning, batch: int) -> Tensor | None:
+        if self._description.guidance == "none":
+            return None
+        scale = self._description.cfg if conditioning.cfg is None else conditioning.cfg
+        assert scale is not None  # Description promises a scale wherever guidance is embedded
+        return torch.full((batch,), scale, device=self.device)

@@ -1,0 +1,85 @@
+"""Samplers over the ``Denoiser`` protocol, after Karras et al. 2022, *Elucidating the Design Space of
+Diffusion-Based Generative Models* (arXiv:2206.00364).
+
+Both solve ``dx/dsigma = (x - x0(x, sigma)) / sigma``: the paper's equation 3 and, where a model mixes
+``(1 - sigma) x0 + sigma noise``, the rectified flow's as well. Neither keeps anything between steps: a step can
+run on any replica.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import TYPE_CHECKING, Literal, get_args
+
+from dino_ray.diffusion.denoiser import Conditioning, Denoiser
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Method = Literal["euler", "heun"]
+METHODS: tuple[Method, ...] = get_args(Method)
+
+
+def sample(
+    denoiser: Denoiser,
+    x: Tensor,
+    sigmas: Tensor,
+    conditioning: Conditioning,
+    method: Method = "euler",
+    before_step: Callable[[int], None] | None = None,
+) -> Tensor:
+    """Follow ``sigmas`` from noisy latents to clean ones.
+
+    Parameters
+    ----------
+    denoiser : Denoiser
+    x : Tensor
+        (B, C, h, w) float32 latents at noise level ``sigmas[0]``.
+    sigmas : Tensor
+        (steps + 1,) strictly decreasing; the last is 0 for clean latents.
+    conditioning : Conditioning
+    method : {"euler", "heun"}
+        Heun calls the model twice a step, except on a step to 0.
+    before_step : callable, optional
+        Told the index of each step before it runs; raise from it to stop.
+
+    Returns
+    -------
+    Tensor
+        Latents at ``sigmas[-1]``, the shape of ``x``.
+    """
+    levels: list[float] = sigmas.tolist()
+    for i, (sigma, to) in enumerate(pairwise(levels)):
+        if before_step is not None:
+            before_step(i)
+        x = step(denoiser, x, sigma, to, conditioning, method)
+    return x
+
+
+def step(
+    denoiser: Denoiser,
+    x: Tensor,
+    sigma: float,
+    to: float,
+    conditioning: Conditioning,
+    method: Method = "euler",
+) -> Tensor:
+    """Latents ``x`` at noise level ``sigma``, taken to a lower level ``to`` (>= 0) by one step."""
+    if method == "heun" and to > 0:
+        return heun_step(denoiser, x, sigma, to, conditioning)
+    return euler_step(denoiser, x, sigma, to, conditioning)
+
+
+def euler_step(denoiser: Denoiser, x: Tensor, sigma: float, to: float, conditioning: Conditioning) -> Tensor:
+    """First order: along the straight line from ``x`` to the x0 seen from it; a step to 0 is that x0."""
+    x0 = denoiser.predict(x, sigma, conditioning)
+    return x0 + (to / sigma) * (x - x0)
+
+
+def heun_step(denoiser: Denoiser, x: Tensor, sigma: float, to: float, conditioning: Conditioning) -> Tensor:
+    """Second order, the paper's algorithm 1: along the mean of the slopes at both ends of Euler's step."""
+    slope = (x - denoiser.predict(x, sigma, conditioning)) / sigma
+    ahead = x + (to - sigma) * slope
+    slope_ahead = (ahead - denoiser.predict(ahead, to, conditioning)) / to
+    return x + (to - sigma) * (slope + slope_ahead) / 2
