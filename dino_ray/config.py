@@ -1,0 +1,137 @@
+"""Every option, once: its unit, range and default. The CLI, the Python API and config files all use this model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dino_ray.errors import UsageError
+
+Workers = Annotated[int, Field(ge=1, le=4096)] | Literal["auto"]
+
+
+class UpscaleConfig(BaseModel):
+    """What to make of an image and with which machines.
+
+    ``None`` stands for "what suits the model"; the run report names the value that was used.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    scale: float = Field(2.0, ge=1, le=16, description="Enlargement per side; 1 refines in place.")
+    model: str = Field(
+        "bundled",
+        min_length=1,
+        description="Who refines the tiles: bundled, none (the base alone), an alias such as flux-schnell, "
+        "a hub id, or a folder of a FLUX.1 model.",
+    )
+    base: Literal["auto", "net", "lanczos"] = Field(
+        "auto",
+        description="What every tile starts from: the bundled ×2 net, or Lanczos resampling. "
+        "auto: lanczos with --model none, else net.",
+    )
+    denoise: float = Field(
+        0.25, ge=0, le=1, description="Noise level to start from: more invents more, 0 keeps the base."
+    )
+    steps: int | None = Field(None, ge=1, le=1000, description="Denoising steps from there to a clean image.")
+    sampler: Literal["euler", "heun"] = Field("euler", description="Integrator of the denoising steps.")
+    prompt: str = Field("", description="What the image shows, for models that take text.")
+    cfg: float | None = Field(None, ge=0, le=100, description="Guidance scale, for models that take one.")
+    tile: int | None = Field(None, ge=32, le=8192, description="Side of a tile, in pixels of the result.")
+    overlap: int | None = Field(
+        None, ge=0, le=4096, description="Least overlap of neighbouring tiles, in pixels of the result."
+    )
+    dino: str = Field(
+        "auto",
+        min_length=1,
+        description="DINO model whose features steer the tiles: bundled, a hub id or a folder. "
+        "auto: the one the model was trained with.",
+    )
+    dino_strength: float | None = Field(
+        None, ge=0, le=1, description="How strongly DINO features steer the tiles; 0 is off."
+    )
+    seed: int = Field(0, ge=0, lt=2**64, description="Seed of the noise field.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the models run.")
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="Precision of the diffusion model. auto: bf16 on a GPU, fp32 on a CPU."
+    )
+    workers: Workers = Field(
+        "auto", description="Model replicas. auto: one per GPU, or as many as the CPUs carry."
+    )
+    gpus_per_worker: float | None = Field(
+        None, gt=0, le=16, description="GPUs that each replica holds; a fraction shares one."
+    )
+    threads: int = Field(
+        1, ge=1, le=256, description="CPU threads per replica; fixed, since pixels can depend on it."
+    )
+    address: str = Field(
+        "local",
+        min_length=1,
+        description="Ray cluster to use: an address, auto for the running one, local to start one here, "
+        "none to work in this process.",
+    )
+
+    @classmethod
+    def parse(cls, options: dict[str, Any], where: str = "") -> UpscaleConfig:
+        """Validate options.
+
+        Parameters
+        ----------
+        options
+            By field name; strings are converted.
+        where
+            The file they came from; empty for the command line or the API.
+
+        Raises
+        ------
+        UsageError
+            Naming the first option that is unknown or out of range, and its value.
+        """
+        try:
+            return cls.model_validate(options)
+        except ValidationError as error:
+            raise UsageError(_first_fault(error, where)) from error
+
+    @classmethod
+    def from_yaml(cls, path: Path, overrides: dict[str, Any]) -> UpscaleConfig:
+        """Options of a YAML file, with ``overrides`` (those the user typed) on top.
+
+        Raises
+        ------
+        UsageError
+            If the file can't be read, is no YAML mapping, or holds an option that is unknown or out of range.
+        """
+        import yaml
+
+        try:
+            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path}: can't be read ({error})") from error
+        except yaml.YAMLError as error:
+            raise UsageError(f"{path}: no valid YAML ({str(error).splitlines()[0]})") from error
+        if not isinstance(loaded, dict | None):
+            raise UsageError(f"{path}: expected a mapping such as 'scale: 2', found {type(loaded).__name__}")
+        options = {str(key).replace("-", "_"): value for key, value in (loaded or {}).items()}
+        cls.parse(options, where=str(path))
+        return cls.parse(options | overrides)
+
+
+def option_name(field: str) -> str:
+    """The command line's spelling of a field: ``dino_strength`` → ``--dino-strength``."""
+    return "--" + field.replace("_", "-")
+
+
+def _first_fault(error: ValidationError, where: str) -> str:
+    fault = error.errors()[0]
+    name = str(fault["loc"][0])
+    prefix = f"{where}: " if where else ""
+    option = option_name(name)
+    if fault["type"] == "extra_forbidden":
+        known = ", ".join(UpscaleConfig.model_fields)
+        return f"{prefix}unknown option '{name}'; the options are {known}"
+    if name == "workers":
+        return f"{prefix}{option} must be a number from 1 to 4096 or auto, not {fault['input']!r}"
+    message = fault["msg"].removeprefix("Input should be ").split(", unable")[0]
+    return f"{prefix}{option} must be {message}, not {fault['input']!r}"

@@ -1,0 +1,254 @@
+"""What an engine is, what travels to it, and the events that come back.
+
+An engine runs two kinds of work: *tile calls* on model replicas, and *merges* of finished tiles into cells
+of the canvas. It decides nothing: which piece goes next, and to whom, is the scheduler's; see ``drive``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from dino_ray.plan.geometry import Grid, Scaling
+from dino_ray.raster.canvas import Canvas
+from dino_ray.raster.source import Source
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from dino_ray.diffusion.denoiser import Denoiser
+    from dino_ray.dino.features import FeatureMap
+    from dino_ray.dino.loading import Dino
+    from dino_ray.upsample import Upsampler
+
+Handle = object
+"""Names a result (a tile's pixels, a guide) that stays where the engine keeps it; only that engine can read it."""
+
+
+# ---- what travels to a replica
+
+
+@dataclass(frozen=True)
+class ReplicaSpec:
+    """How a replica gets its models: picklable calls, made once, where the replica lives."""
+
+    upsampler: Callable[[], Upsampler]
+    denoiser: Callable[[], Denoiser] | None = None
+    """None: the base alone."""
+    dino: Callable[[], Dino] | None = None
+    """None: nothing attends to DINO features."""
+    text: Callable[[str], Mapping[str, np.ndarray]] | None = None
+    """Prompt to embeddings; None where the model takes no text. Only one replica, for one call, holds the encoders."""
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Guide:
+    """What is computed once per image and steers all of its tiles; numpy arrays, so that replicas share one copy."""
+
+    features: FeatureMap | None = None
+    text: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ImageTask:
+    """All that a replica or a merge must know about one image, apart from its guide. A few kilobytes."""
+
+    source: Source
+    scaling: Scaling
+    grid: Grid
+    canvas: Canvas
+    denoise: float = 0.0
+    steps: int = 1
+    sampler: str = "euler"
+    seed: int = 0
+    cfg: float | None = None
+    prompt: str = ""
+    dino_strength: float = 0.0
+
+
+@dataclass(frozen=True)
+class TileCall:
+    """One tile for one replica."""
+
+    tile: int
+    refine: bool = True
+    """False: the base alone, for a tile whose refinement keeps failing."""
+
+
+# ---- what comes back; also the events that progress and reports are made of
+
+
+@dataclass(frozen=True)
+class ImageStarted:
+    """An image's work begins."""
+
+    name: str
+    width: int
+    height: int
+    tiles: int
+    cells: int
+    replicas: int
+
+
+@dataclass(frozen=True)
+class StageStarted:
+    """A stage of the job that runs once per image begins: ingest, features, tiles, export."""
+
+    stage: str
+
+
+@dataclass(frozen=True)
+class ImageDone:
+    """An image's output is whole and in its place."""
+
+    output: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Timings:
+    """What one call cost on the worker that ran it."""
+
+    stages: Mapping[str, float] = field(default_factory=dict)
+    """Stage name to seconds."""
+    peak_rss_mb: float = 0.0
+    """Largest resident size of that process so far."""
+
+
+@dataclass(frozen=True)
+class ReplicaReady:
+    """A replica has loaded its models and answers."""
+
+    replica: int
+    timings: Timings = Timings()
+
+
+@dataclass(frozen=True)
+class ReplicaLost:
+    """A replica's process is gone or does not answer; the engine tries to bring it back."""
+
+    replica: int
+    reason: str
+    for_good: bool = False
+    """It can't be brought back: its models do not load."""
+
+
+@dataclass(frozen=True)
+class TileStarted:
+    """A tile went to a replica."""
+
+    tile: int
+    replica: int
+
+
+@dataclass(frozen=True)
+class TileDone:
+    """A replica finished a tile; its pixels lie in the engine's store."""
+
+    tile: int
+    replica: int
+    pixels: Handle
+    timings: Timings = Timings()
+
+
+@dataclass(frozen=True)
+class TileLost:
+    """A tile call did not come back, or raised."""
+
+    tile: int
+    replica: int
+    reason: str
+    replica_died: bool
+
+
+@dataclass(frozen=True)
+class TilePoisoned:
+    """A tile failed on every try; the base takes its place."""
+
+    tile: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class CellDone:
+    """A cell is merged and committed to the canvas."""
+
+    cell: int
+    timings: Timings = Timings()
+
+
+@dataclass(frozen=True)
+class CellLost:
+    """A merge could not read its tiles, or its worker died; the canvas is as before."""
+
+    cell: int
+    reason: str
+
+
+Event = ReplicaReady | ReplicaLost | TileStarted | TileDone | TileLost | TilePoisoned | CellDone | CellLost
+Listener = Callable[[Event | ImageStarted | StageStarted | ImageDone], None]
+
+
+class Engine(Protocol):
+    """Workers of one kind. A context manager: replicas live, warm, from ``__enter__`` to ``__exit__``."""
+
+    @property
+    def replicas(self) -> int:
+        """How many replicas it keeps, ready or not."""
+        ...
+
+    @property
+    def ready(self) -> Collection[int]:
+        """Replicas that have announced themselves by ``ReplicaReady`` and have not been lost since."""
+        ...
+
+    @property
+    def merges_at_once(self) -> int:
+        """How many merges are worth having in flight."""
+        ...
+
+    def __enter__(self) -> Engine: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+    def prepare(self, task: ImageTask) -> tuple[Handle, Timings]:
+        """Compute the image's guide, once, on one replica.
+
+        Raises
+        ------
+        DinoRayError
+            If it can't be computed: what the loader of the model involved raised, or ``JobError``.
+        """
+        ...
+
+    def share(self, task: ImageTask) -> Handle:
+        """Put a task where every worker can read it."""
+        ...
+
+    def submit_tile(self, task: Handle, guide: Handle, call: TileCall, replica: int) -> None:
+        """Start a tile call; it ends as ``TileDone`` or ``TileLost``."""
+        ...
+
+    def submit_cell(self, task: Handle, cell: int, tiles: Sequence[tuple[int, Handle]]) -> None:
+        """Start the merge of a cell from its tiles; it ends as ``CellDone`` or ``CellLost``.
+
+        Raises
+        ------
+        JobError
+            Now, or from ``wait``: if the canvas can't be written (a full disk), which no retry mends.
+        """
+        ...
+
+    def wait(self, timeout: float) -> list[Event]:
+        """What ended since the last call; blocks until something did, or for ``timeout`` seconds."""
+        ...
+
+    def dino_effect(self, task: Handle, guide: Handle, tile: int) -> float:
+        """What ``Replica.dino_effect`` says of a tile; once, on one replica."""
+        ...
+
+    def settle(self) -> None:
+        """Forget the work in flight (a job ended early); the replicas stay usable for the next image."""
+        ...

@@ -1,0 +1,207 @@
+"""Which piece of work goes next, to whom; what is tried again, and what is given up.
+
+A state machine over plain integers: it knows no engine, starts nothing and keeps no time. ``drive`` feeds it
+what happened and asks what to do.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from dino_ray.engine.protocol import TileCall
+from dino_ray.plan.geometry import Grid
+
+CALLS_PER_REPLICA = 2
+"""One runs, one waits beside it, so that a replica never idles for the driver's round trip."""
+
+TRIES = 3
+"""A tile that failed this often on replicas that were otherwise well is poison."""
+
+
+@dataclass
+class _Tile:
+    """A tile that has been dispatched and not yet been merged into all of its cells."""
+
+    cells_left: set[int]
+    done: bool = False
+    failures: int = 0
+    refine: bool = True
+
+
+@dataclass
+class _Replica:
+    ready: bool = False
+    calls: deque[int] = field(default_factory=deque)
+    """Tiles in flight on it, oldest (the one it works on) first."""
+
+
+class Scheduler:
+    """The state of one image's work.
+
+    Parameters
+    ----------
+    grid
+        The plan: which cell needs which tiles.
+    cells_done
+        Cells that the canvas holds already; what only they need is not computed.
+    """
+
+    def __init__(self, grid: Grid, cells_done: Sequence[int] = ()) -> None:
+        self._grid = grid
+        already = set(cells_done)
+        self._order = {tile: rank for rank, tile in enumerate(grid.tile_order())}
+        self._queue: list[tuple[int, int]] = []
+        self._cells_left: set[int] = set(range(grid.n_cells)) - already
+        needed = sorted({t for c in self._cells_left for t in grid.cell_tiles(c)}, key=self._order.__getitem__)
+        for tile in needed:
+            heapq.heappush(self._queue, (self._order[tile], tile))
+        self._live: dict[int, _Tile] = {}
+        self._mergeable: deque[int] = deque()
+        self._merging: set[int] = set()
+        self._replicas: dict[int, _Replica] = {}
+        self.tiles_to_do = len(needed)
+        self.poisoned: dict[int, str] = {}
+        self.refined = 0
+        """Tiles whose refinement succeeded."""
+
+    # ---- what to do
+
+    def next_tiles(self) -> list[tuple[TileCall, int]]:
+        """Calls to start now: earliest tiles first, each to the least loaded ready replica."""
+        calls = []
+        while self._queue:
+            _, tile = self._queue[0]
+            if tile not in self._live and len(self._live) >= self._live_limit():
+                break
+            replica = self._least_loaded()
+            if replica is None:
+                break
+            heapq.heappop(self._queue)
+            state = self._live.setdefault(tile, self._new_tile(tile))
+            if not state.cells_left:  # its last cell was merged while it waited here to be redone
+                del self._live[tile]
+                continue
+            self._replicas[replica].calls.append(tile)
+            calls.append((TileCall(tile, state.refine), replica))
+        return calls
+
+    def next_cells(self, at_once: int) -> list[int]:
+        """Merges to start now, with no more than ``at_once`` in flight."""
+        cells = []
+        while self._mergeable and len(self._merging) < at_once:
+            cell = self._mergeable.popleft()
+            if cell not in self._cells_left or cell in self._merging or not self._is_complete(cell):
+                continue
+            self._merging.add(cell)
+            cells.append(cell)
+        return cells
+
+    @property
+    def done(self) -> bool:
+        return not self._cells_left
+
+    @property
+    def busy(self) -> int:
+        """Replicas with a call in flight."""
+        return sum(bool(replica.calls) for replica in self._replicas.values())
+
+    def describe(self) -> str:
+        """Who waits for what: one line for the diagnosis of a stuck job."""
+        flying = {r: list(s.calls) for r, s in self._replicas.items() if s.calls}
+        ready = [r for r, s in self._replicas.items() if s.ready]
+        return (
+            f"{len(self._cells_left)} cells left, {len(self._queue)} tiles queued, in flight by replica: {flying or 'none'}, "
+            f"ready replicas: {ready or 'none'}, merging: {sorted(self._merging)[:8] or 'none'}"
+        )
+
+    # ---- what happened
+
+    def replica_ready(self, replica: int) -> None:
+        self._replicas.setdefault(replica, _Replica()).ready = True
+
+    def replica_lost(self, replica: int) -> None:
+        self._replicas.setdefault(replica, _Replica()).ready = False
+
+    def tile_done(self, tile: int, replica: int) -> bool:
+        """Returns whether anybody still needs the tile; if not, its pixels may go."""
+        self._replicas[replica].calls.remove(tile)
+        state = self._live.get(tile)
+        if state is None:
+            return False
+        state.done = True
+        self.refined += state.refine
+        self._mergeable.extend(c for c in sorted(state.cells_left) if self._is_complete(c))
+        return True
+
+    def tile_lost(self, tile: int, replica: int, reason: str) -> bool:
+        """Queue a failed tile again.
+
+        Returns
+        -------
+        bool
+            True if the tile is poison from now on: it failed ``TRIES`` times while it was the one being worked on.
+            Its next call asks for the base alone.
+        """
+        calls = self._replicas[replica].calls
+        at_work = calls[0] == tile  # calls queued behind the one that killed their replica are innocent
+        calls.remove(tile)
+        state = self._live.get(tile)
+        if state is None:
+            return False
+        state.failures += at_work
+        heapq.heappush(self._queue, (self._order[tile], tile))
+        if not state.refine or state.failures < TRIES:
+            return False
+        state.refine = False
+        self.poisoned[tile] = reason
+        return True
+
+    def has_failed_for_good(self, tile: int) -> bool:
+        """Whether not even the base of a poisoned tile can be had."""
+        return tile in self._live and self._live[tile].failures >= 2 * TRIES
+
+    def cell_done(self, cell: int) -> list[int]:
+        """Returns the tiles that nobody needs any more."""
+        self._merging.discard(cell)
+        self._cells_left.discard(cell)
+        released = []
+        for tile in self._grid.cell_tiles(cell):
+            state = self._live[tile]
+            state.cells_left.discard(cell)
+            if not state.cells_left:
+                del self._live[tile]
+                released.append(tile)
+        return released
+
+    def cell_lost(self, cell: int) -> list[int]:
+        """Queue the tiles of a cell whose merge failed: any of them may be what was lost. Returns those tiles."""
+        self._merging.discard(cell)
+        again = [tile for tile in self._grid.cell_tiles(cell) if self._live[tile].done]
+        for tile in again:
+            self._live[tile].done = False
+            heapq.heappush(self._queue, (self._order[tile], tile))
+        return again
+
+    # ---- inside
+
+    def _new_tile(self, tile: int) -> _Tile:
+        return _Tile(cells_left={c for c in self._grid.tile_cells(tile) if c in self._cells_left})
+
+    def _is_complete(self, cell: int) -> bool:
+        return all(t in self._live and self._live[t].done for t in self._grid.cell_tiles(cell))
+
+    def _live_limit(self) -> int:
+        # As many tiles as must wait for their neighbours in the best order, and those in flight: fewer could
+        # stand still, more would only fill the store when merges are slow.
+        return self._grid.max_waiting() + CALLS_PER_REPLICA * max(1, len(self._replicas))
+
+    def _least_loaded(self) -> int | None:
+        free = [
+            (len(state.calls), replica)
+            for replica, state in self._replicas.items()
+            if state.ready and len(state.calls) < CALLS_PER_REPLICA
+        ]
+        return min(free)[1] if free else None

@@ -1,0 +1,196 @@
+"""What the user left open, settled; what can't be honoured, refused. No weights are loaded, no work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from dino_ray.config import UpscaleConfig, option_name
+from dino_ray.errors import UsageError
+from dino_ray.plan.geometry import Grid, Scaling, make_grid
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from dino_ray.diffusion.denoiser import Denoiser, Description
+    from dino_ray.engine.protocol import ReplicaSpec
+    from dino_ray.upsample import Upsampler
+
+NO_MODEL = "none"
+
+BASE_TILE = 512
+"""Tile side without a diffusion model, canvas_px: large enough that a call's fixed cost does not count."""
+
+BASE_MULTIPLE = 16
+"""Tile origins without a diffusion model, canvas_px: cells come out as whole blocks."""
+
+MODEL_OPTIONS = ("steps", "sampler", "prompt", "cfg", "dino", "dino_strength", "seed", "dtype")
+"""Options that only a diffusion model can honour."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A config with nothing left open."""
+
+    scale: float
+    model: Description | None
+    """None: the base alone."""
+    base: Literal["net", "lanczos"]
+    denoise: float
+    steps: int
+    sampler: str
+    prompt: str
+    cfg: float | None
+    tile: int
+    overlap: int
+    multiple: int
+    dino: str | None
+    """None: no DINO features."""
+    dino_strength: float
+    seed: int
+
+    def layout(self, source_w: int, source_h: int) -> tuple[Scaling, Grid]:
+        """Canvas and tiles for a source of this size, source_px."""
+        scaling = Scaling.from_factor(source_w, source_h, self.scale)
+        grid = make_grid(
+            scaling.canvas_w, scaling.canvas_h, tile=self.tile, overlap=self.overlap, multiple=self.multiple
+        )
+        return scaling, grid
+
+
+def resolve(config: UpscaleConfig) -> Settings:
+    """Settle a config against what its model can do.
+
+    Raises
+    ------
+    UsageError
+        If the model is unknown, or an option that was set can't be honoured by it.
+    """
+    if config.model == NO_MODEL:
+        return _without_model(config)
+    from dino_ray.diffusion import loading
+
+    model = loading.describe(config.model)
+    base: Literal["net", "lanczos"] = "lanczos" if config.base == "lanczos" else "net"
+    _check_conditioning(config, model)
+    dino, strength = _dino(config, model)
+    tile = config.tile if config.tile is not None else model.tile
+    overlap = config.overlap if config.overlap is not None else min(model.overlap, tile // 2)
+    settings = Settings(
+        scale=config.scale,
+        model=model if config.denoise > 0 else None,
+        base=base,
+        denoise=config.denoise,
+        steps=config.steps if config.steps is not None else model.steps,
+        sampler=config.sampler,
+        prompt=config.prompt,
+        cfg=config.cfg if config.cfg is not None else model.cfg,
+        tile=tile,
+        overlap=overlap,
+        multiple=model.pixel_multiple,
+        dino=dino if config.denoise > 0 else None,
+        dino_strength=strength,
+        seed=config.seed,
+    )
+    settings.layout(1, 1)  # refuses a tile or overlap that this model can't have
+    return settings
+
+
+def replica_spec(config: UpscaleConfig, settings: Settings) -> ReplicaSpec:
+    """How each replica loads the models that these settings need."""
+    from dino_ray.engine.protocol import ReplicaSpec
+
+    model, device = config.model, config.device
+    takes_text = settings.model is not None and settings.model.takes_text
+    return ReplicaSpec(
+        upsampler=partial(_load_upsampler, settings.base, device),
+        denoiser=partial(_load_denoiser, model, device, config.dtype) if settings.model else None,
+        dino=partial(_load_dino, settings.dino, device) if settings.dino else None,
+        text=partial(_encode_text, model, device, config.dtype) if takes_text else None,
+        threads=config.threads,
+    )
+
+
+def _without_model(config: UpscaleConfig) -> Settings:
+    for field in ("denoise", *MODEL_OPTIONS):
+        if field in config.model_fields_set and getattr(config, field) != UpscaleConfig.model_fields[field].default:
+            raise UsageError(f"{option_name(field)} needs a diffusion model; leave it out with --model none")
+    settings = Settings(
+        scale=config.scale,
+        model=None,
+        base="net" if config.base == "net" else "lanczos",
+        denoise=0.0,
+        steps=0,
+        sampler=config.sampler,
+        prompt="",
+        cfg=None,
+        tile=config.tile if config.tile is not None else BASE_TILE,
+        overlap=config.overlap if config.overlap is not None else 0,  # the base is the same however it is tiled
+        multiple=BASE_MULTIPLE,
+        dino=None,
+        dino_strength=0.0,
+        seed=0,
+    )
+    settings.layout(1, 1)
+    return settings
+
+
+def _check_conditioning(config: UpscaleConfig, model: Description) -> None:
+    if config.prompt and not model.takes_text:
+        raise UsageError(f"--prompt: the model {model.name} takes no text; leave it out, or name a FLUX model")
+    if config.cfg is not None and model.guidance == "none":
+        raise UsageError(f"--cfg: the model {model.name} takes no guidance scale; leave it out")
+
+
+def _dino(config: UpscaleConfig, model: Description) -> tuple[str | None, float]:
+    """The DINO model to extract with, and the strength; (None, 0) where nothing would attend to its features."""
+    if model.dino_dim is None:
+        if config.dino_strength or config.dino != "auto":
+            raise UsageError(
+                f"--dino, --dino-strength: the model {model.name} was not trained to attend to DINO features; "
+                "leave them out, or use --model bundled"
+            )
+        return None, 0.0
+    strength = 1.0 if config.dino_strength is None else config.dino_strength
+    name = "bundled" if config.dino == "auto" else config.dino
+    if strength == 0:
+        return None, 0.0
+    from dino_ray.dino import loading
+
+    facts = loading.describe(name)
+    if 2 * facts.dim != model.dino_dim:  # a token is a coarse feature and a fine one
+        raise UsageError(
+            f"--dino {name}: its features have {facts.dim} channels, and the model {model.name} was trained on "
+            f"{model.dino_dim // 2}; use the DINO model it was trained with"
+        )
+    return name, strength
+
+
+def _load_upsampler(base: str, device: str) -> Upsampler:
+    from dino_ray import upsample
+
+    if base == "lanczos":
+        return upsample.Lanczos()
+    from dino_ray.diffusion.loading import pick_device
+
+    return upsample.load_net(pick_device(device))
+
+
+def _load_denoiser(model: str, device: str, dtype: str) -> Denoiser:
+    from dino_ray.diffusion import loading
+
+    return loading.load(model, device, dtype)
+
+
+def _load_dino(name: str, device: str) -> Any:
+    from dino_ray.dino import loading
+
+    return loading.load(name, device)
+
+
+def _encode_text(model: str, device: str, dtype: str, prompt: str) -> Mapping[str, np.ndarray]:
+    from dino_ray.diffusion import loading
+
+    return {name: value.numpy() for name, value in loading.encode_text(model, prompt, device, dtype).items()}
