@@ -1,0 +1,155 @@
+"""The canvas: a store whose chunk is one merge cell. A cell is done when its chunk exists.
+
+Coordinates are ``canvas_px``. A chunk file appears by renaming, whole or not at all, so a writer may die at
+any moment; nothing else records progress.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dino_ray.errors import JobError
+from dino_ray.plan.geometry import Rect
+from dino_ray.raster import store
+from dino_ray.raster.store import Depth, Pixels
+
+# Zarr's default key of chunk (row, column, band). Partly written files have other names and do not match.
+_CHUNK_KEY = re.compile(r"c/(\d+)/(\d+)/0")
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """A width × height image made of cells; small, picklable, opened where and when it is first used.
+
+    Attributes
+    ----------
+    folder
+        Where the store is.
+    width, height
+        Size in canvas_px.
+    bands, dtype
+        Samples of a pixel, as in `SourceInfo`.
+    cell
+        Height and width of a cell in canvas_px; cells at the right and bottom borders are cut off there.
+    """
+
+    folder: str
+    width: int
+    height: int
+    bands: int
+    dtype: Depth
+    cell: tuple[int, int]
+
+    @classmethod
+    def create(
+        cls, folder: str | Path, width: int, height: int, bands: int, dtype: Depth, cell: tuple[int, int]
+    ) -> Canvas:
+        """Make a canvas on which nothing is done, replacing an older one in the same folder.
+
+        Raises
+        ------
+        JobError
+            If the folder cannot be written or holds something else.
+        """
+        store.create(folder, (height, width, bands), cell, dtype)
+        return cls(str(folder), width, height, bands, dtype, cell)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Canvas:
+        """Find a canvas made earlier, with whatever cells are done.
+
+        Raises
+        ------
+        JobError
+            If the folder holds no canvas.
+        """
+        array = store.open_fresh(folder)
+        height, width, bands = array.shape
+        cell_h, cell_w, _ = array.chunks
+        dtype: Depth = "uint8" if array.dtype == np.uint8 else "uint16"
+        return cls(str(folder), width, height, bands, dtype, (cell_h, cell_w))
+
+    @property
+    def cells(self) -> tuple[int, int]:
+        """Number of rows and columns of cells."""
+        return -(-self.height // self.cell[0]), -(-self.width // self.cell[1])
+
+    def cell_rect(self, row: int, column: int) -> Rect:
+        """Window of a cell in canvas_px, cut off at the canvas's border."""
+        y, x = row * self.cell[0], column * self.cell[1]
+        return Rect(x, y, min(self.cell[1], self.width - x), min(self.cell[0], self.height - y))
+
+    def write(self, rect: Rect, pixels: Pixels) -> None:
+        """Commit a cell: after this returns it is done, and if it fails nothing has changed.
+
+        Parameters
+        ----------
+        rect
+            Window in canvas_px: exactly one cell, cut off at the border.
+        pixels
+            (rect.h, rect.w, bands) of the canvas's dtype.
+
+        Raises
+        ------
+        ValueError
+            If the window is not exactly one cell, or the pixels are not of its shape and dtype.
+        JobError
+            If the store cannot be written.
+        """
+        if rect != self.cell_rect(rect.y // self.cell[0], rect.x // self.cell[1]) or rect.w < 1 or rect.h < 1:
+            raise ValueError(f"{rect} is not one cell of {self}")
+        if pixels.shape != (rect.h, rect.w, self.bands) or pixels.dtype != self.dtype:
+            raise ValueError(f"{pixels.shape} {pixels.dtype} does not fit the cell {rect} of {self}")
+        try:
+            self._array()[rect.y : rect.y + rect.h, rect.x : rect.x + rect.w] = pixels
+        except OSError as error:
+            raise JobError(f"{self.folder}: cannot be written ({error.strerror or error})") from error
+
+    def done(self) -> set[tuple[int, int]]:
+        """Row and column of every finished cell."""
+        keys = store.keys(self._array(), "c")
+        return {(int(m[1]), int(m[2])) for m in map(_CHUNK_KEY.fullmatch, keys) if m}
+
+    def missing(self) -> list[tuple[int, int]]:
+        """Row and column of every cell that is not finished, in row-major order."""
+        done = self.done()
+        rows, columns = self.cells
+        return [(r, c) for r in range(rows) for c in range(columns) if (r, c) not in done]
+
+    def read(self, rect: Rect) -> Pixels:
+        """Pixels of a window inside the canvas; what is not done reads as zeros.
+
+        Raises
+        ------
+        ValueError
+            If the window is empty or sticks out of the canvas.
+        """
+        right, bottom = rect.x + rect.w, rect.y + rect.h
+        if not (0 <= rect.x < right <= self.width and 0 <= rect.y < bottom <= self.height):
+            raise ValueError(f"{rect} is not within {self}")
+        pixels: Pixels = self._array()[rect.y : bottom, rect.x : right]
+        return pixels
+
+    def rows(self) -> Iterator[Pixels]:
+        """Full-width bands from top to bottom, each one row of cells high: (height, width, bands).
+
+        Memory is one band, and every chunk is read once.
+        """
+        for y in range(0, self.height, self.cell[0]):
+            yield self.read(Rect(0, y, self.width, min(self.cell[0], self.height - y)))
+
+    def sha256(self) -> str:
+        """Hex digest of the pixels in row-major order, little-endian."""
+        digest = hashlib.sha256()
+        for band in self.rows():
+            digest.update(np.ascontiguousarray(band, dtype=band.dtype.newbyteorder("<")).data)
+        return digest.hexdigest()
+
+    def _array(self) -> store.ZarrArray:
+        return store.open_cached(self.folder, (self.height, self.width, self.bands), self.dtype)
