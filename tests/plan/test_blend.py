@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import verifier
+from hypothesis import given
+from hypothesis import strategies as st
+from layouts import Request, requests, small_requests
+
+from dino_ray.plan.blend import RAMP_ONE, axis_weights, blend, ramp, to_depth
+from dino_ray.plan.geometry import Grid, make_grid
+
+
+def assemble(grid: Grid, tiles: dict[int, np.ndarray]) -> np.ndarray:
+    """The canvas, each cell given no more than the tiles that it names."""
+    canvas = np.zeros((grid.height, grid.width, tiles[0].shape[2]), np.uint16)
+    for j in range(grid.n_cells):
+        canvas[grid.cell_rect(j).slices] = blend(grid, j, {i: tiles[i] for i in grid.cell_tiles(j)})
+    return canvas
+
+
+def random_tiles(grid: Grid, seed: int, channels: int = 3) -> dict[int, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    shape = (grid.ys.tile, grid.xs.tile, channels)
+    return {i: rng.integers(0, 2**16, shape, dtype=np.uint16) for i in range(grid.n_tiles)}
+
+
+def corners(grid: Grid) -> list[tuple[int, int]]:
+    return [(grid.tile_rect(i).x, grid.tile_rect(i).y) for i in range(grid.n_tiles)]
+
+
+@given(requests(longest=150, shortest_tile=4))
+def test_weights_are_the_verifiers_and_sum_to_65536_at_every_pixel(request_: Request) -> None:
+    grid = request_.grid()
+    tables = []
+    for axis in (grid.ys, grid.xs):
+        table = np.stack([axis_weights(axis, i, 0, axis.length) for i in range(axis.n_tiles)])
+        assert (table == verifier.weights(axis.length, axis.ramps)).all()
+        assert table.min() >= 0
+        tables.append(table.sum(0))
+    assert (np.outer(*tables) == 65_536).all()
+
+
+@given(requests(longest=150, shortest_tile=4), st.data())
+def test_weights_of_a_window_are_the_window_of_the_weights(request_: Request, data: st.DataObject) -> None:
+    axis = request_.grid().xs
+    i = data.draw(st.integers(0, axis.n_tiles - 1))
+    lo = data.draw(st.integers(0, axis.length))
+    hi = data.draw(st.integers(lo, axis.length))
+    assert (axis_weights(axis, i, lo, hi) == axis_weights(axis, i, 0, axis.length)[lo:hi]).all()
+
+
+@given(small_requests(), st.integers(0, 2**32), st.sampled_from([1, 3, 4]))
+def test_blending_is_the_verifiers_weighted_mean(request_: Request, seed: int, channels: int) -> None:
+    grid = request_.grid()
+    tiles = random_tiles(grid, seed, channels)
+    plane = verifier.plane_weights(grid.width, grid.height, grid.xs.ramps, grid.ys.ramps)
+    expected = verifier.mosaic(grid.width, grid.height, corners(grid), plane, tiles)
+    assert (assemble(grid, tiles) == expected).all()
+
+
+@given(small_requests(), st.integers(0, 2**32))
+def test_what_the_tiles_agree_on_survives_exactly(request_: Request, seed: int) -> None:
+    grid = request_.grid()
+    rng = np.random.default_rng(seed)
+    padded = (grid.ys.origins[-1] + grid.ys.tile, grid.xs.origins[-1] + grid.xs.tile, 3)
+    image = rng.integers(0, 2**16, padded, dtype=np.uint16)
+    tiles = {i: image[grid.tile_rect(i).slices] for i in range(grid.n_tiles)}
+    assert (assemble(grid, tiles) == image[: grid.height, : grid.width]).all()
+
+
+def test_every_constant_survives_at_8_and_16_bits() -> None:
+    grid = make_grid(40, 40, tile=24, overlap=8, multiple=8)
+    assert max(len(grid.cell_tiles(j)) for j in range(grid.n_cells)) == 4
+    levels = np.arange(2**16, dtype=np.uint16)
+    for constants in np.split(levels, 64):
+        tile = np.broadcast_to(constants, (24, 24, len(constants)))
+        canvas = assemble(grid, dict.fromkeys(range(grid.n_tiles), tile))
+        assert (canvas == constants).all()
+    bytes_ = np.arange(256, dtype=np.uint16)
+    tile = np.broadcast_to(bytes_ * 257, (24, 24, 256))
+    canvas = to_depth(assemble(grid, dict.fromkeys(range(grid.n_tiles), tile)), "uint8")
+    assert (canvas == bytes_).all()
+
+
+def test_the_order_in_which_tiles_arrive_is_irrelevant() -> None:
+    grid = make_grid(100, 90, tile=48, overlap=16, multiple=8)
+    tiles = random_tiles(grid, 1)
+    backwards = dict(reversed(tiles.items()))
+    for j in range(grid.n_cells):
+        assert (blend(grid, j, tiles) == blend(grid, j, backwards)).all()
+
+
+def test_read_only_and_strided_tiles_blend_and_stay_as_they_are() -> None:
+    grid = make_grid(100, 90, tile=48, overlap=16, multiple=8)
+    tiles = random_tiles(grid, 2)
+    strided = {i: np.asfortranarray(tile) for i, tile in tiles.items()}
+    before = {i: tile.copy() for i, tile in tiles.items()}
+    for tile in strided.values():
+        tile.flags.writeable = False
+    assert (assemble(grid, strided) == assemble(grid, tiles)).all()
+    assert all((tiles[i] == before[i]).all() for i in tiles)
+
+
+@given(st.integers(1, 3000))
+def test_ramps_rise_monotonously_symmetrically_and_never_reach_either_end(width: int) -> None:
+    levels = ramp(width)
+    assert levels.shape == (width,)
+    assert (np.diff(levels) >= 0).all()
+    assert (levels + levels[::-1] == RAMP_ONE).all()
+    assert (levels > 0).all()
+    assert (levels < RAMP_ONE).all()
+
+
+def test_a_ramp_is_smooth_at_both_ends() -> None:
+    slope = np.diff(ramp(128))
+    assert slope[:8].max() <= 1
+    assert slope.max() == 3
+
+
+def test_8_bits_are_rounded_to_the_nearest() -> None:
+    levels = np.arange(2**16, dtype=np.uint16)
+    assert (to_depth(levels, "uint8") == np.rint(levels / 257)).all()
+    assert to_depth(levels, "uint8").dtype == np.uint8
+    assert to_depth(levels, "uint16") is levels
+
+
+@pytest.mark.parametrize("value", [0, 2**16 - 1])
+def test_sums_do_not_overflow_at_the_extremes(value: int) -> None:
+    grid = make_grid(64, 64, tile=48, overlap=16, multiple=16)
+    tile = np.full((48, 48, 3), value, np.uint16)
+    assert (assemble(grid, dict.fromkeys(range(grid.n_tiles), tile)) == value).all()
