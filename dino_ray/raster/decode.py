@@ -16,10 +16,9 @@ import pyvips
 
 from dino_ray.errors import UsageError
 from dino_ray.raster.store import Depth
+from dino_ray.raster.vips import VipsImage, one_line
 
 logger = logging.getLogger(__name__)
-
-VipsImage = Any  # pyvips is untyped
 
 _MM_PER_INCH = 25.4
 _PNG_UNSTATED_XRES = 2.834  # px/mm: 72 dpi, cut short
@@ -75,15 +74,6 @@ class Opened:
 def readable_formats() -> list[str]:
     """Names of the image formats that the installed libvips can read."""
     return [name for loader, name in _LOADERS.items() if pyvips.type_find("VipsOperation", loader)]
-
-
-def one_line(error: BaseException) -> str:
-    """The gist of a libvips error, which may span lines and repeat itself."""
-    text = getattr(error, "detail", None) or str(error)
-    if isinstance(text, bytes):
-        text = text.decode(errors="replace")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def open_image(path: str | Path) -> Opened:

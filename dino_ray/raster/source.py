@@ -19,8 +19,9 @@ import pyvips
 from dino_ray.errors import JobError, UsageError
 from dino_ray.plan.geometry import Rect
 from dino_ray.raster import orientation, store
-from dino_ray.raster.decode import Opened, one_line, open_image
+from dino_ray.raster.decode import Opened, open_image
 from dino_ray.raster.store import Depth, Pixels
+from dino_ray.raster.vips import one_line
 
 # Side of a chunk: large enough that a gigapixel is a few thousand files, small enough that a window of one
 # tile reads little beyond itself.
