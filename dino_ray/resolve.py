@@ -26,6 +26,9 @@ BASE_TILE = 512
 BASE_MULTIPLE = 16
 """Tile origins without a diffusion model, canvas_px: cells come out as whole blocks."""
 
+DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""The command line's short names to torch's."""
+
 MODEL_OPTIONS = ("steps", "sampler", "prompt", "cfg", "dino", "dino_strength", "seed", "dtype")
 """Options that only a diffusion model can honour."""
 
@@ -181,7 +184,7 @@ def _load_upsampler(base: str, device: str) -> Upsampler:
 def _load_denoiser(model: str, device: str, dtype: str) -> Denoiser:
     from dino_ray.diffusion import loading
 
-    return loading.load(model, device, dtype)
+    return loading.load(model, device, DTYPES[dtype])
 
 
 def _load_dino(name: str, device: str) -> Any:
@@ -193,4 +196,4 @@ def _load_dino(name: str, device: str) -> Any:
 def _encode_text(model: str, device: str, dtype: str, prompt: str) -> Mapping[str, np.ndarray]:
     from dino_ray.diffusion import loading
 
-    return {name: value.numpy() for name, value in loading.encode_text(model, prompt, device, dtype).items()}
+    return {name: value.numpy() for name, value in loading.encode_text(model, prompt, device, DTYPES[dtype]).items()}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from dino_ray.engine.protocol import (
     CellDone,
     CellLost,
+    DriveDone,
     Engine,
     Event,
     Handle,
@@ -34,16 +34,6 @@ POISONED_BEFORE_DOUBT = 3
 """With so many tiles poisoned and not one refined, it is the model that does not work, not the tiles."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How one image's work went."""
-
-    tile_calls: int
-    retries: int
-    poisoned: dict[int, str]
-    """Tile to the last reason; the base stands in its place."""
-
-
 def drive(
     engine: Engine,
     task: ImageTask,
@@ -52,7 +42,7 @@ def drive(
     *,
     cells_done: Sequence[int] = (),
     clock: Callable[[], float] = time.monotonic,
-) -> Outcome:
+) -> DriveDone:
     """Refine the tiles of one image and merge them into its canvas.
 
     Parameters
@@ -85,7 +75,7 @@ def drive(
                 raise JobError(f"nothing happened for {NO_PROGRESS_S:.0f} s: {run.scheduler.describe()}")
     finally:
         engine.settle()
-    return Outcome(run.tile_calls, run.retries, run.scheduler.poisoned)
+    return DriveDone(run.tile_calls, run.retries, run.scheduler.poisoned)
 
 
 class _Run:

@@ -10,6 +10,7 @@ import numpy as np
 
 from dino_ray.engine.protocol import (
     CellDone,
+    DinoEffect,
     Event,
     Guide,
     Handle,
@@ -73,7 +74,7 @@ class LocalEngine:
 
         self._pending.append(run)
 
-    def dino_effect(self, task: Handle, guide: Handle, tile: int) -> float:
+    def dino_effect(self, task: Handle, guide: Handle, tile: int) -> DinoEffect:
         return self._replica.dino_effect(cast(ImageTask, task), cast(Guide, guide), tile)
 
     def wait(self, timeout: float) -> list[Event]:

@@ -81,33 +81,6 @@ class TileCall:
 
 
 @dataclass(frozen=True)
-class ImageStarted:
-    """An image's work begins."""
-
-    name: str
-    width: int
-    height: int
-    tiles: int
-    cells: int
-    replicas: int
-
-
-@dataclass(frozen=True)
-class StageStarted:
-    """A stage of the job that runs once per image begins: ingest, features, tiles, export."""
-
-    stage: str
-
-
-@dataclass(frozen=True)
-class ImageDone:
-    """An image's output is whole and in its place."""
-
-    output: str
-    seconds: float
-
-
-@dataclass(frozen=True)
 class Timings:
     """What one call cost on the worker that ran it."""
 
@@ -188,7 +161,57 @@ class CellLost:
 
 
 Event = ReplicaReady | ReplicaLost | TileStarted | TileDone | TileLost | TilePoisoned | CellDone | CellLost
-Listener = Callable[[Event | ImageStarted | StageStarted | ImageDone], None]
+
+
+# ---- events of the job around the engine
+
+
+@dataclass(frozen=True)
+class StageStarted:
+    """A stage that runs once per image begins (and the one before it ends): ingest, features, tiles, export."""
+
+    stage: str
+
+
+@dataclass(frozen=True)
+class ImageStarted:
+    """An image is read, laid out and prepared; its tiles come next."""
+
+    name: str
+    grid: Grid
+    replicas: int
+    preparation: Timings
+
+
+@dataclass(frozen=True)
+class DriveDone:
+    """All cells of an image are on its canvas."""
+
+    tile_calls: int
+    retries: int
+    poisoned: Mapping[int, str]
+    """Tile to the last reason; the base stands in its place."""
+
+
+@dataclass(frozen=True)
+class DinoEffect:
+    """How much the DINO features changed one tile; see ``Replica.dino_effect``."""
+
+    probe_tile: int
+    effect: float | None
+    """Mean absolute difference against the same tile without them, in levels of 255; None: could not be measured."""
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ImageDone:
+    """An image's output is whole and in its place."""
+
+    output: str
+
+
+JobEvent = Event | StageStarted | ImageStarted | DriveDone | DinoEffect | ImageDone
+Listener = Callable[[JobEvent], None]
 
 
 class Engine(Protocol):
@@ -245,8 +268,8 @@ class Engine(Protocol):
         """What ended since the last call; blocks until something did, or for ``timeout`` seconds."""
         ...
 
-    def dino_effect(self, task: Handle, guide: Handle, tile: int) -> float:
-        """What ``Replica.dino_effect`` says of a tile; once, on one replica."""
+    def dino_effect(self, task: Handle, guide: Handle, tile: int) -> DinoEffect:
+        """Measure, on one replica, what the DINO features do to a tile."""
         ...
 
     def settle(self) -> None:

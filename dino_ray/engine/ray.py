@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -31,6 +31,7 @@ from dino_ray.engine.local import describe_error
 from dino_ray.engine.protocol import (
     CellDone,
     CellLost,
+    DinoEffect,
     Event,
     Handle,
     ImageTask,
@@ -118,13 +119,14 @@ class RayEngine:
     # ---- life
 
     def __enter__(self) -> RayEngine:
-        self._connect()
-        cluster = _cluster()
+        self._owns_ray = _connect(self._address)
+        node = ray.get_runtime_context().get_node_id()
+        cluster = _resources(next(n["Resources"] for n in ray.nodes() if n["NodeID"] == node))
         if self._gpus is None:
             self._gpus = 1.0 if cluster.gpus >= 1 else 0.0
         self._workers = _replica_count(self._workers, self._most, cluster, self._gpus, self._spec.threads)
         self.merges_at_once = max(2, int(cluster.cpus) * MERGES_PER_CPU)
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        here = NodeAffinitySchedulingStrategy(node, soft=False)
         # Merges write to the job's folder, which is this machine's; they ask for no CPU, because the replicas
         # may hold them all, and a merge that waits for a replica to end would wait for ever.
         self._merge = ray.remote(_merge).options(
@@ -185,14 +187,14 @@ class RayEngine:
         numbers = [tile for tile, _ in tiles]
         self._cells[self._merge.remote(task, cell, numbers, *[handle for _, handle in tiles])] = cell
 
-    def dino_effect(self, task: Handle, guide: Handle, tile: int) -> float:
+    def dino_effect(self, task: Handle, guide: Handle, tile: int) -> DinoEffect:
         replica = min(self._ready, default=0)
+        effect = self._actors[replica].dino_effect.remote(task, guide, tile)
         try:
-            return cast(float, ray.get(self._actors[replica].dino_effect.remote(task, guide, tile)))
-        except RayTaskError as error:
-            raise _cause(error) from error
-        except PROCESS_FAULTS as error:
-            raise JobError(f"the effect of DINO can't be measured: {describe_error(error)}") from error
+            return cast(DinoEffect, ray.get(effect))
+        except (RayTaskError, *PROCESS_FAULTS) as error:  # a measurement is not worth the image
+            log.warning("the effect of DINO could not be measured: %s", describe_error(error))
+            return DinoEffect(tile, None, 0.0)
 
     def wait(self, timeout: float) -> list[Event]:
         pending = [*self._loads, *self._tiles, *self._cells]
@@ -212,29 +214,6 @@ class RayEngine:
         self._cells.clear()
 
     # ---- inside
-
-    def _connect(self) -> None:
-        if ray.is_initialized():
-            return
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
-        sigterm = None
-        if threading.current_thread() is threading.main_thread():
-            sigterm = signal.getsignal(signal.SIGTERM)
-        try:
-            if self._address == "local":
-                ray.init(address="local", include_dashboard=False, **quiet)
-            else:
-                ray.init(address=self._address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-            raise UsageError(
-                f"--address {self._address}: no Ray cluster answers there ({describe_error(error)}); "
-                "start one with 'ray start --head', or use --address local"
-            ) from error
-        if sigterm is not None:
-            signal.signal(signal.SIGTERM, sigterm)  # ray.init puts its own there
-        self._owns_ray = True
 
     def _new_actor(self, replica: int) -> Any:
         gpus = self._gpus or 0.0
@@ -310,6 +289,24 @@ class RayEngine:
         return ReplicaLost(replica, reason)
 
 
+def look_at(address: str) -> str:
+    """Connect, say what is there, and leave.
+
+    Raises
+    ------
+    UsageError
+        If no cluster answers.
+    """
+    _connect(address)
+    try:
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        resources = ray.cluster_resources()
+        total = _resources(resources)
+        return f"{ray.__version__}; {len(nodes)} node(s), {total.cpus:g} CPUs, {total.gpus:g} GPUs"
+    finally:
+        ray.shutdown()
+
+
 def _merge(task: ImageTask, cell: int, numbers: list[int], *pixels: Any) -> Timings:
     return merge(task, cell, dict(zip(numbers, pixels, strict=True)))
 
@@ -322,8 +319,29 @@ def _cause(error: RayTaskError) -> Exception:
     return cause if isinstance(cause, Exception) else JobError(describe_error(error))
 
 
-def _cluster() -> Cluster:
-    resources = ray.cluster_resources()
+def _connect(address: str) -> bool:
+    """Returns whether Ray was started or joined here, and so has to be left here."""
+    if ray.is_initialized():
+        return False
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
+    if address == "local":
+        options["include_dashboard"] = False  # nobody looks at it, and it would listen
+    sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address=address, **options)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        raise UsageError(
+            f"--address {address}: no Ray cluster answers there ({describe_error(error)}); "
+            "start one with 'ray start --head', or use --address local"
+        ) from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, sigterm)  # ray.init puts its own there
+    return True
+
+
+def _resources(resources: Mapping[str, float]) -> Cluster:
     return Cluster(resources.get("CPU", 0.0), resources.get("GPU", 0.0))
 
 

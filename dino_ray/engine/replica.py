@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dino_ray.engine.protocol import DinoEffect, Guide, ImageTask, ReplicaSpec, TileCall, Timings
 from dino_ray.errors import JobError
-from dino_ray.engine.protocol import Guide, ImageTask, ReplicaSpec, TileCall, Timings
 from dino_ray.plan import blend, noise
 from dino_ray.plan.geometry import Rect
 from dino_ray.upsample import base_tile
@@ -96,11 +96,14 @@ class Replica:
             pixels = np.concatenate([_like(refined, colour), pixels[..., colour:]], axis=-1)
         return _to_uint16(pixels), watch.timings()
 
-    def dino_effect(self, task: ImageTask, guide: Guide, tile: int) -> float:
-        """How much the DINO features change a tile: mean absolute difference in levels of 255, against none."""
-        with_tokens, _ = self.refine(task, guide, TileCall(tile))
+    def dino_effect(self, task: ImageTask, guide: Guide, tile: int) -> DinoEffect:
+        """How much the DINO features change a tile, against none."""
+        assert guide.features is not None
+        start = time.perf_counter()
+        with_features, _ = self.refine(task, guide, TileCall(tile))
         without, _ = self.refine(task, replace(guide, features=None), TileCall(tile))
-        return float(np.abs(with_tokens.astype(np.float64) - without).mean() * 255 / UINT16_MAX)
+        effect = float(np.abs(with_features.astype(np.float64) - without).mean() * 255 / UINT16_MAX)
+        return DinoEffect(tile, effect, time.perf_counter() - start)
 
     def _refine_rgb(
         self,

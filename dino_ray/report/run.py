@@ -1,0 +1,208 @@
+"""The report of one image's run, and the listener that gathers it."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dino_ray.engine.protocol import (
+    CellDone,
+    DinoEffect,
+    DriveDone,
+    ImageDone,
+    ImageStarted,
+    JobEvent,
+    Listener,
+    ReplicaReady,
+    StageStarted,
+    TileDone,
+    TileStarted,
+    Timings,
+)
+from dino_ray.engine.replica import peak_rss_mb
+from dino_ray.files import write_whole
+
+if TYPE_CHECKING:
+    from dino_ray.config import UpscaleConfig
+    from dino_ray.raster.canvas import Canvas
+    from dino_ray.resolve import Settings
+
+MODEL_STAGES = ("base", "encode", "steps", "decode")
+"""The stages of a tile that are bare model time; whatever else a run costs, this system adds."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Calls of one name, over all workers."""
+
+    seconds: float
+    count: int
+
+
+@dataclass(frozen=True)
+class UpscaleReport:
+    """What happened to one image. Sizes in canvas_px, times in seconds, memory in MB."""
+
+    output: str
+    source: str
+    width: int
+    height: int
+    tiles: int
+    cells: int
+    workers: int
+    wall_s: float
+    """All of it: from the start of the command (or the end of the image before) to the finished output."""
+    first_tile_s: float
+    """The fixed cost: from the same start to the first tile on a replica."""
+    model_s: float
+    """Bare model time, summed over the replicas."""
+    model_s_per_worker: float
+    overhead: float | None
+    """Time from the first tile to the finished output, over ``model_s_per_worker``; 1 is what no system can beat."""
+    stages: dict[str, Stage]
+    tile_calls: int
+    retries: int
+    poisoned: dict[int, str]
+    """Tiles that no replica could refine, with the reason; there the output shows the base."""
+    canvas_sha256: str
+    """Over the pixels in row-major order."""
+    peak_rss_mb: dict[str, float]
+    """The largest process of each role: driver, replica, merge."""
+    model: dict[str, Any] | None
+    """Facts of the diffusion model; None: the base alone."""
+    dino: dict[str, Any] | None
+    """The DINO model, its strength, and ``effect``: how much its features changed the tile ``probe_tile``, as the mean
+    absolute difference in levels of 255 against the same tile without them. None: no features were used."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """Every option as given, defaults included."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Every option as used: nothing left to the model."""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False)
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON; the file is whole or not there.
+
+        Raises
+        ------
+        UsageError
+            If it can't be written.
+        """
+        write_whole(Path(path), (self.to_json() + "\n").encode(), option="--report")
+
+
+class Bookkeeper:
+    """Hears all that happens to one image and sums it up.
+
+    Parameters
+    ----------
+    started
+        When the image's turn began, by ``time.monotonic``.
+    """
+
+    def __init__(self, started: float) -> None:
+        self._started = started
+        self._first_tile: float | None = None
+        self._stage: tuple[str, float] | None = None
+        self._seconds: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
+        self._peaks: dict[str, float] = {}
+        self._replicas = 0
+        self._grid_sizes = (0, 0)
+        self._work: DriveDone | None = None
+        self._dino: DinoEffect | None = None
+
+    def listener(self, listen: Listener) -> Listener:
+        """Hears an event first, then passes it on."""
+
+        def hear(event: JobEvent) -> None:
+            self.hear(event)
+            listen(event)
+
+        return hear
+
+    def hear(self, event: JobEvent) -> None:
+        now = time.monotonic()
+        match event:
+            case StageStarted(stage):
+                self._end_stage(now)
+                self._stage = (stage, now)
+            case ImageStarted(grid=grid, replicas=replicas, preparation=timings):
+                self._replicas, self._grid_sizes = replicas, (grid.n_tiles, grid.n_cells)
+                self._add("replica", timings)
+            case TileStarted():
+                self._first_tile = self._first_tile or now
+            case TileDone(timings=timings) | ReplicaReady(timings=timings):
+                self._add("replica", timings)
+            case CellDone(timings=timings):
+                self._add("merge", timings)
+            case DriveDone():
+                self._work = event
+            case DinoEffect():
+                self._dino = event
+            case ImageDone():
+                self._end_stage(now)
+            case _:
+                pass
+
+    def report(
+        self, output: Path | None, source: str, canvas: Canvas, config: UpscaleConfig, settings: Settings
+    ) -> UpscaleReport:
+        """The sum of a finished image; reads the canvas once, for its hash."""
+        ended = time.monotonic()
+        assert self._work is not None
+        first_tile = self._first_tile or ended
+        model_s = sum(self._seconds.get(stage, 0.0) for stage in MODEL_STAGES)
+        per_worker = model_s / max(1, self._replicas)
+        self._peaks["driver"] = peak_rss_mb()
+        tiles, cells = self._grid_sizes
+        used = asdict(settings)
+        model = used.pop("model")
+        return UpscaleReport(
+            output=str(output or ""),
+            source=source,
+            width=canvas.width,
+            height=canvas.height,
+            tiles=tiles,
+            cells=cells,
+            workers=self._replicas,
+            wall_s=round(ended - self._started, 3),
+            first_tile_s=round(first_tile - self._started, 3),
+            model_s=round(model_s, 3),
+            model_s_per_worker=round(per_worker, 3),
+            overhead=round((ended - first_tile) / per_worker, 3) if per_worker else None,
+            stages={name: Stage(round(s, 3), self._counts[name]) for name, s in self._seconds.items()},
+            tile_calls=self._work.tile_calls,
+            retries=self._work.retries,
+            poisoned=dict(self._work.poisoned),
+            canvas_sha256=canvas.sha256(),
+            peak_rss_mb={role: round(mb, 1) for role, mb in self._peaks.items()},
+            model=model,
+            dino=self._dino_report(settings),
+            config=config.model_dump(),
+            settings=used,
+        )
+
+    def _dino_report(self, settings: Settings) -> dict[str, Any] | None:
+        if self._dino is None:
+            return None
+        return {"model": settings.dino, "strength": settings.dino_strength, **asdict(self._dino)}
+
+    def _end_stage(self, now: float) -> None:
+        if self._stage is not None:
+            name, since = self._stage
+            self._count(name, now - since)
+            self._stage = None
+
+    def _add(self, role: str, timings: Timings) -> None:
+        for stage, seconds in timings.stages.items():
+            self._count(stage, seconds)
+        self._peaks[role] = max(self._peaks.get(role, 0.0), timings.peak_rss_mb)
+
+    def _count(self, stage: str, seconds: float) -> None:
+        self._seconds[stage] = self._seconds.get(stage, 0.0) + seconds
+        self._counts[stage] = self._counts.get(stage, 0) + 1
