@@ -153,40 +153,55 @@ def ingest(path: str | Path, folder: str | Path) -> Source:
     return _fill(folder, info, _decoded_bands(path, opened, side), side)
 
 
-def ingest_array(array: npt.NDArray[Any], folder: str | Path, name: str = "array") -> Source:
-    """Store an array as `ingest` stores a file.
+def describe_array(array: npt.NDArray[Any], name: str = "array") -> SourceInfo:
+    """What an array is as a source; what `probe` is for a file.
 
     Parameters
     ----------
     array
         uint8 or uint16, (height, width) or (height, width, 1 to 4): grey, grey + alpha, RGB, RGBA.
+    name
+        What messages and reports call it.
 
     Raises
     ------
     UsageError
         If the array has another shape or type, or no pixels.
     """
-    pixels = _checked(array, name)
-    height, width, bands = pixels.shape
-    dtype: Depth = "uint8" if pixels.dtype == np.uint8 else "uint16"
-    info = SourceInfo(name, width, height, bands, dtype, alpha=bands in (2, 4))
-    side = _chunk_side(width, bands, dtype)
-    slices = (
-        (Rect(0, y, width, min(side, height - y)), pixels[y : y + side]) for y in range(0, height, side)
-    )
-    return _fill(folder, info, slices, side)
-
-
-def _checked(array: npt.NDArray[Any], name: str) -> Pixels:
     array = np.asarray(array)
     if array.dtype not in (np.uint8, np.uint16):
         raise UsageError(f"{name}: has {array.dtype} samples; give uint8 (0 to 255) or uint16 (0 to 65,535)")
-    pixels = array[:, :, None] if array.ndim == 2 else array
-    if pixels.ndim != 3 or not 1 <= pixels.shape[2] <= 4:
+    if array.ndim not in (2, 3) or (array.ndim == 3 and not 1 <= array.shape[2] <= 4):
         raise UsageError(f"{name}: has shape {array.shape}; give (height, width) or (height, width, 1 to 4)")
-    if pixels.size == 0:
-        raise UsageError(f"{name}: has no pixels (shape {array.shape})")
-    return pixels
+    if array.size == 0:
+        raise UsageError(f"{name}: has no pixels (shape {array.shape}); give at least one")
+    height, width, bands = _banded(array).shape
+    dtype: Depth = "uint8" if array.dtype == np.uint8 else "uint16"
+    return SourceInfo(name, width, height, bands, dtype, alpha=bands in (2, 4))
+
+
+def ingest_array(array: npt.NDArray[Any], folder: str | Path, name: str = "array") -> Source:
+    """Store an array as `ingest` stores a file; what it may be, `describe_array` says.
+
+    Raises
+    ------
+    UsageError
+        As `describe_array`.
+    JobError
+        If the folder cannot be written.
+    """
+    info, pixels = describe_array(array, name), _banded(np.asarray(array))
+    side = _chunk_side(info.width, info.bands, info.dtype)
+
+    def bands() -> Iterator[tuple[Rect, Pixels]]:
+        for y in range(0, info.height, side):
+            yield Rect(0, y, info.width, min(side, info.height - y)), pixels[y : y + side]
+
+    return _fill(folder, info, bands(), side)
+
+
+def _banded(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return array[:, :, None] if array.ndim == 2 else array
 
 
 def _chunk_side(width: int, bands: int, dtype: Depth) -> int:

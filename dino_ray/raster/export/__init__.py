@@ -67,8 +67,11 @@ def check_output(
     ----------
     path
         Where the result is to go; its suffix names the format.
-    width, height, bands, dtype
-        The canvas; ``dtype`` as `output_dtype` gave it.
+    width, height, bands
+        The canvas.
+    dtype
+        Depth of the source. A format that holds less is no reason to refuse: the canvas is then made in the
+        depth that `output_dtype` gives.
     source
         The input file, which is never written over.
 
@@ -81,10 +84,12 @@ def check_output(
     _check_place(path)
     if source is not None and _same_file(path, source):
         raise UsageError(f"{path}: is the input file; name another output")
-    reason = form.shortcoming(width, height, bands, dtype)
+    reason = form.shortcoming(width, height, bands)
     if reason is not None:
-        better = [f.suffixes[0] for f in _FORMATS if f.shortcoming(width, height, bands, dtype) is None]
-        advice = f"; name a {' or '.join(better)} file instead" if better else ""
+        fitting = [f for f in _FORMATS if f.shortcoming(width, height, bands) is None]
+        # Those that also keep the source's depth come first.
+        fitting.sort(key=lambda f: dtype not in f.depths)
+        advice = f"; name a {' or '.join(f.suffixes[0] for f in fitting)} file instead" if fitting else ""
         raise UsageError(f"{path}: {form.name} {reason}{advice}")
 
 
@@ -107,11 +112,15 @@ def export(canvas: Canvas, info: SourceInfo, path: str | Path) -> None:
     ------
     UsageError
         As `check_output`.
+    ValueError
+        If the canvas has more depth than the format holds.
     JobError
         If cells are missing, or writing fails; the path is then as it was.
     """
     form = _format_of(path)
     check_output(path, canvas.width, canvas.height, canvas.bands, canvas.dtype)
+    if canvas.dtype not in form.depths:
+        raise ValueError(f"a {canvas.dtype} canvas for {form.name}: make it in the depth of output_dtype()")
     missing = canvas.missing()
     if missing:
         raise JobError(f"{canvas.folder}: {len(missing):,} cells are not done, the first is {missing[0]}")

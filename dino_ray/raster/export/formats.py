@@ -39,12 +39,10 @@ class Format:
     alpha: bool
     save: Callable[[VipsImage, str], None]
 
-    def shortcoming(self, width: int, height: int, bands: int, dtype: Depth) -> str | None:
-        """Why an image does not fit in, as the end of a sentence; None if it fits."""
+    def shortcoming(self, width: int, height: int, bands: int) -> str | None:
+        """Why an image does not fit in at any depth, as the end of a sentence; None if it fits."""
         if max(width, height) > self.max_side:
             return f"holds at most {self.max_side:,} pixels a side, and the result is {width:,} × {height:,}"
         if bands in (2, 4) and not self.alpha:
             return "holds no transparency, and the result has an alpha band"
-        if dtype not in self.depths:
-            return "holds 8 bits a sample, and the result has 16"
         return None
