@@ -92,7 +92,7 @@ class Denoiser(Protocol):
         ...
 
     def sigmas(self, denoise: float, steps: int, size: tuple[int, int]) -> Tensor:
-        """Noise levels, float32 (steps + 1,), falling from ``denoise`` exactly to 0; ``size``: latent (h, w)."""
+        """Noise levels, float32 (steps + 1,), from ``denoise`` exactly down to 0; ``size``: latent (h, w)."""
         ...
 
     def noised(self, latents: Tensor, noise: Tensor, sigma: float) -> Tensor:

@@ -2,8 +2,8 @@
 Diffusion-Based Generative Models* (arXiv:2206.00364).
 
 Both solve ``dx/dsigma = (x - x0(x, sigma)) / sigma``: the paper's equation 3 and, where a model mixes
-``(1 - sigma) x0 + sigma noise``, the rectified flow's as well. Neither keeps anything between steps: a step can
-run on any replica.
+``(1 - sigma) x0 + sigma noise``, the rectified flow's as well. Neither keeps anything between steps: a step
+can run on any replica.
 """
 
 from __future__ import annotations

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from dino_ray.diffusion.denoiser import Conditioning, Description
 from dino_ray.diffusion.families.flux_config import PATCH, Schedule
+from dino_ray.errors import JobError
 
 
 def pack(latents: Tensor) -> Tensor:
@@ -124,3 +127,34 @@ class FluxDenoiser:
         scale = self._description.cfg if conditioning.cfg is None else conditioning.cfg
         assert scale is not None  # Description promises a scale wherever guidance is embedded
         return torch.full((batch,), scale, device=self.device)
+
+
+def load(
+    folder: Path, schedule: Schedule, description: Description, device: str, dtype: torch.dtype
+) -> FluxDenoiser:
+    """The transformer and the VAE saved in ``folder``, on ``device``.
+
+    Raises
+    ------
+    JobError
+        Where weights are damaged or do not fit their config.
+    """
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+
+    transformer = _component(FluxTransformer2DModel, folder / "transformer", dtype).to(device)
+    vae = _component(AutoencoderKL, folder / "vae", dtype).to(device)
+    return FluxDenoiser(transformer, vae, schedule, description)
+
+
+def _component(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
+    try:
+        model, info = cls.from_pretrained(
+            folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+        if missing := sorted(info["missing_keys"]):  # or else they would stay random
+            raise ValueError(f"its weights lack {missing[0]}")
+        return model
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise JobError(f"{folder}: can't be loaded ({reason}); download the model again whole") from error

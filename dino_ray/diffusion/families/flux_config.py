@@ -1,7 +1,7 @@
 """What a FLUX.1 model's configuration files say, read without torch.
 
-Black Forest Labs' FLUX.1 is a rectified flow (Liu et al. 2022, arXiv:2209.03003) whose noise levels are spaced
-by the shifted schedule of Esser et al. 2024 (arXiv:2403.03206, section 5.3.2).
+Black Forest Labs' FLUX.1 is a rectified flow (Liu et al. 2022, arXiv:2209.03003) whose noise levels are
+spaced by the shifted schedule of Esser et al. 2024 (arXiv:2403.03206, section 5.3.2).
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ OVERLAP = 128
 """canvas_px, 8 tokens: half is blended, and a quarter either side is context that hides what the VAE's
 convolutions do to a tile's border. Costs a factor (1024 / 896)² = 1.3 in tiles."""
 
-DISTILLED_STEPS = 2
-"""Step-distilled models (schnell) cross [1, 0] in 4 steps, so [0.25, 0] in one; a second
-can mend the first."""
+DISTILLED_NATIVE_STEPS, GUIDED_NATIVE_STEPS = 4, 28
+"""Steps from pure noise that step-distilled (schnell) and guidance-distilled (dev) models are meant for."""
 
-GUIDED_STEPS = 8
-"""Guidance-distilled models (dev) cross [1, 0] in about 28 steps, of which at 1024² the last 9 lie below
-sigma 0.6 and the last 3 below 0.25: 8 is about their native density or finer wherever a refiner works."""
+DISTILLED_STEPS, GUIDED_STEPS = 2, 8
+"""Default steps of a refiner, which starts far below pure noise. Up to a denoise of 0.5 they are no coarser
+than the native steps: schnell crosses [0.25, 0] in one native step and [0.5, 0] in two; dev, whose schedule
+at 1024² spends most of its steps near pure noise, in under 3 and under 7 of its 28."""
 
 GUIDANCE_SCALE = 3.5
 """Black Forest Labs' recommendation for FLUX.1-dev."""
@@ -52,8 +52,8 @@ _REPLACING_OPTIONS = (
 class Schedule:
     """How a model spaces its noise levels: ``shifted(t) = alpha t / (1 + (alpha - 1) t)`` over even ``t``.
 
-    Schnell's alpha is a constant; dev's grows exponentially with the number of image tokens. The map's inverse
-    is the map with ``1 / alpha``, so any noise level can be started from exactly.
+    Schnell's alpha is a constant; dev's grows exponentially with the number of image tokens. The map's
+    inverse is the map with ``1 / alpha``, so any noise level can be started from exactly.
     """
 
     shift: float = 1.0
@@ -101,7 +101,7 @@ class Schedule:
         return math.exp(mu) if self.growth == "exponential" else mu
 
     def sigmas(self, denoise: float, steps: int, tokens: int) -> list[float]:
-        """``steps + 1`` noise levels, spaced as the model's own, from ``denoise`` in (0, 1] to 0, both exact."""
+        """``steps + 1`` noise levels, spaced as the model's own, from exactly ``denoise`` in (0, 1] to 0."""
         alpha = self.alpha(tokens)
         start = shifted(denoise, 1 / alpha)
         between = [shifted(start * (steps - i) / steps, alpha) for i in range(1, steps)]
@@ -125,7 +125,7 @@ def describe(
     """
     if (kind := transformer.get("_class_name")) != "FluxTransformer2DModel":
         raise UsageError(
-            f"{name}: its transformer is a {kind} where FLUX.1 has a FluxTransformer2DModel; give a FLUX.1 model"
+            f"{name}: its transformer is a {kind}, FLUX.1's is a FluxTransformer2DModel; give a FLUX.1 model"
         )
     channels = int(vae.get("latent_channels", 4))
     if (inputs := transformer.get("in_channels", 64)) != PATCH**2 * channels:

@@ -1,0 +1,131 @@
+"""From a model's name to its description, its denoiser and its text embeddings.
+
+``describe`` reads configuration files only and imports no torch. Weights are read from safetensors only,
+because unpickling runs whatever code a file holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dino_ray.diffusion import model_files
+from dino_ray.diffusion.catalogue import ALIASES, KNOWN, KnownModel
+from dino_ray.diffusion.denoiser import Denoiser, Description
+from dino_ray.diffusion.families import flux_config
+from dino_ray.diffusion.model_files import ModelRef, resolve
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["ALIASES", "KNOWN", "KnownModel", "ModelRef", "describe", "encode_text", "load", "resolve"]
+
+_MODEL = ("transformer", "vae")
+"""What a replica holds, of a FLUX.1 model."""
+_TEXT = ("text_encoder", "text_encoder_2")
+_TOKENIZERS = ("tokenizer", "tokenizer_2")
+
+
+def describe(model: str) -> Description:
+    """What the planner must know of ``model``, from its configuration files; no weights are fetched or read.
+
+    Raises
+    ------
+    UsageError
+        Where the model is unknown, unreachable, of a class that can't be driven, or lacks safetensors of any
+        component, text encoders included.
+    ValueError
+        For ``none``, which has no model to describe.
+    """
+    ref = resolve(model)
+    _refuse_none(ref)
+    if ref.kind == "bundled":
+        from dino_ray.diffusion import bundled
+
+        return bundled.describe(_bundled_folder(ref))
+    description = _describe(ref)
+    model_files.check_weights(ref, (*_MODEL, *_TEXT))
+    return description
+
+
+def load(model: str, device: str = "auto", dtype: str = "auto") -> Denoiser:
+    """A replica's model, with weights on ``device``; text encoders are not touched.
+
+    Parameters
+    ----------
+    model : str
+        A name that ``resolve`` understands.
+    device : str
+        As torch spells it, or ``auto``: CUDA where there is one, else the CPU.
+    dtype : {"auto", "float32", "bfloat16", "float16"}
+        ``auto``: bfloat16 on CUDA, else float32; the bundled model always float32.
+
+    Raises
+    ------
+    UsageError
+        As ``describe`` does.
+    JobError
+        Where weights are damaged or do not fit their configuration.
+    ValueError
+        For ``none``.
+    """
+    from dino_ray.diffusion.device import pick_device, pick_dtype
+
+    ref = resolve(model)
+    _refuse_none(ref)
+    device = pick_device(device)
+    if ref.kind == "bundled":
+        from dino_ray.diffusion import bundled
+
+        return bundled.load(
+            _bundled_folder(ref), device=device, dtype="float32" if dtype == "auto" else dtype
+        )
+    from dino_ray.diffusion.families import flux
+
+    description = _describe(ref)
+    schedule = flux_config.Schedule.from_config(model_files.configs(ref)["scheduler"], ref.name)
+    model_files.check_weights(ref, _MODEL)
+    return flux.load(model_files.fetch(ref, _MODEL), schedule, description, device, pick_dtype(dtype, device))
+
+
+def encode_text(model: str, prompt: str, device: str = "auto", dtype: str = "auto") -> Mapping[str, Tensor]:
+    """The prompt as ``model``'s transformer takes it; loads text encoders only, and frees them.
+
+    Returns
+    -------
+    Mapping of str to Tensor
+        CPU float32, which holds exactly whatever ``dtype`` they were computed in, so that they can travel as
+        NumPy arrays; each has a batch axis of 1. FLUX.1: ``prompt_embeds`` (1, tokens, width) of T5 and
+        ``pooled_prompt_embeds`` (1, width) of CLIP. Empty for a model that takes no text.
+
+    Raises
+    ------
+    UsageError, JobError
+        As ``load`` does.
+    """
+    ref = resolve(model)
+    if ref.kind in ("none", "bundled"):
+        return {}
+    from dino_ray.diffusion.device import pick_device, pick_dtype
+    from dino_ray.diffusion.families import flux_text
+
+    device = pick_device(device)
+    tokens = flux_config.text_tokens(model_files.configs(ref)["transformer"])
+    model_files.check_weights(ref, _TEXT)
+    folder = model_files.fetch(ref, (*_TEXT, *_TOKENIZERS))
+    return flux_text.encode(folder, prompt, tokens, device, pick_dtype(dtype, device))
+
+
+def _describe(ref: ModelRef) -> Description:
+    configs = model_files.configs(ref)
+    return flux_config.describe(ref.name, configs["transformer"], configs["vae"], configs["scheduler"])
+
+
+def _refuse_none(ref: ModelRef) -> None:
+    if ref.kind == "none":
+        raise ValueError("the model 'none' is resampling alone: there is nothing to describe or load")
+
+
+def _bundled_folder(ref: ModelRef) -> Path | None:
+    return Path(ref.location) if ref.location else None
