@@ -1,12 +1,16 @@
-"""Where a model runs and in what precision, when the user leaves it open."""
+"""Where a model runs and in what precision, when the user leaves it open. Imports torch only when asked."""
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
 from dino_ray.errors import UsageError
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("float32", "bfloat16", "float16")
+"""As torch spells them."""
 
 
 def pick_device(device: str = "auto") -> str:
@@ -17,11 +21,15 @@ def pick_device(device: str = "auto") -> str:
     UsageError
         Where CUDA is asked for and there is none.
     """
+    if device != "auto" and not device.startswith("cuda"):
+        return device
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda" if device == "auto" else device
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(f"device {device}: this machine has no usable CUDA device; give cpu, or auto")
-    return device
+        return "cpu"
+    raise UsageError(f"--device {device}: this machine has no usable CUDA device; give cpu, or auto")
 
 
 def pick_dtype(dtype: str, device: str) -> torch.dtype:
@@ -30,10 +38,13 @@ def pick_dtype(dtype: str, device: str) -> torch.dtype:
     Raises
     ------
     UsageError
-        For a name that is none of ``auto``, ``float32``, ``bfloat16``, ``float16``.
+        For a name that is neither ``auto`` nor one of ``DTYPES``.
     """
+    import torch
+
     if dtype == "auto":
-        return torch.bfloat16 if device.startswith("cuda") else torch.float32
+        dtype = "bfloat16" if device.startswith("cuda") else "float32"
     if dtype not in DTYPES:
-        raise UsageError(f"dtype {dtype}: unknown; give auto, {', '.join(DTYPES)}")
-    return DTYPES[dtype]
+        raise UsageError(f"--dtype {dtype}: unknown; give auto, {', '.join(DTYPES)}")
+    picked: torch.dtype = getattr(torch, dtype)
+    return picked

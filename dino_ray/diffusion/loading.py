@@ -13,13 +13,24 @@ from typing import TYPE_CHECKING
 from dino_ray.diffusion import model_files
 from dino_ray.diffusion.catalogue import ALIASES, KNOWN, KnownModel
 from dino_ray.diffusion.denoiser import Denoiser, Description
+from dino_ray.diffusion.device import pick_device, pick_dtype
 from dino_ray.diffusion.families import flux_config
 from dino_ray.diffusion.model_files import ModelRef, resolve
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["ALIASES", "KNOWN", "KnownModel", "ModelRef", "describe", "encode_text", "load", "resolve"]
+__all__ = [
+    "ALIASES",
+    "KNOWN",
+    "KnownModel",
+    "ModelRef",
+    "describe",
+    "encode_text",
+    "load",
+    "pick_device",
+    "resolve",
+]
 
 _MODEL = ("transformer", "vae")
 """What a replica holds, of a FLUX.1 model."""
@@ -70,8 +81,6 @@ def load(model: str, device: str = "auto", dtype: str = "auto") -> Denoiser:
     ValueError
         For ``none``.
     """
-    from dino_ray.diffusion.device import pick_device, pick_dtype
-
     ref = resolve(model)
     _refuse_none(ref)
     device = pick_device(device)
@@ -107,7 +116,6 @@ def encode_text(model: str, prompt: str, device: str = "auto", dtype: str = "aut
     ref = resolve(model)
     if ref.kind in ("none", "bundled"):
         return {}
-    from dino_ray.diffusion.device import pick_device, pick_dtype
     from dino_ray.diffusion.families import flux_text
 
     device = pick_device(device)

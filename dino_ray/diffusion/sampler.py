@@ -66,20 +66,26 @@ def step(
     method: Method = "euler",
 ) -> Tensor:
     """Latents ``x`` at noise level ``sigma``, taken to a lower level ``to`` (>= 0) by one step."""
-    if method == "heun" and to > 0:
-        return heun_step(denoiser, x, sigma, to, conditioning)
-    return euler_step(denoiser, x, sigma, to, conditioning)
+    return _STEPS[method](denoiser, x, sigma, to, conditioning)
 
 
-def euler_step(denoiser: Denoiser, x: Tensor, sigma: float, to: float, conditioning: Conditioning) -> Tensor:
+def _euler(denoiser: Denoiser, x: Tensor, sigma: float, to: float, conditioning: Conditioning) -> Tensor:
     """First order: along the straight line from ``x`` to the x0 seen from it; a step to 0 is that x0."""
     x0 = denoiser.predict(x, sigma, conditioning)
     return x0 + (to / sigma) * (x - x0)
 
 
-def heun_step(denoiser: Denoiser, x: Tensor, sigma: float, to: float, conditioning: Conditioning) -> Tensor:
-    """Second order, the paper's algorithm 1: along the mean of the slopes at both ends of Euler's step."""
+def _heun(denoiser: Denoiser, x: Tensor, sigma: float, to: float, conditioning: Conditioning) -> Tensor:
+    """Second order, the paper's algorithm 1: along the mean of the slopes at both ends of Euler's step.
+
+    At 0 there is no slope to see: the step to it is Euler's.
+    """
+    if to == 0:
+        return _euler(denoiser, x, sigma, to, conditioning)
     slope = (x - denoiser.predict(x, sigma, conditioning)) / sigma
     ahead = x + (to - sigma) * slope
     slope_ahead = (ahead - denoiser.predict(ahead, to, conditioning)) / to
     return x + (to - sigma) * (slope + slope_ahead) / 2
+
+
+_STEPS = {"euler": _euler, "heun": _heun}
