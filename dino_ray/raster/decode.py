@@ -6,7 +6,6 @@ stores its rows. Nothing here decodes more than a header; pixels flow when someo
 
 from __future__ import annotations
 
-import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,7 @@ import pyvips
 
 from dino_ray.errors import UsageError
 from dino_ray.raster.store import Depth
-from dino_ray.raster.vips import VipsImage, one_line
-
-logger = logging.getLogger(__name__)
+from dino_ray.raster.vips import VipsImage, one_line, overhear
 
 _MM_PER_INCH = 25.4
 _PNG_UNSTATED_XRES = 2.834  # px/mm: 72 dpi, cut short
@@ -44,14 +41,9 @@ _LOADERS = {
 _MAX_PIXELS_PER_BYTE = 16_384
 _ALWAYS_PLAUSIBLE_PIXELS = 2**28
 
-# libvips' interpretations that are plain already.
-_PLAIN = {
-    "b-w": "grey",
-    "grey16": "grey",
-    "srgb": "RGB",
-    "rgb": "RGB",
-    "rgb16": "RGB",
-}
+# Interpretations by libvips that are plain already, by their number of colour bands.
+_COLOUR_BANDS = {"b-w": 1, "grey16": 1, "srgb": 3, "rgb": 3, "rgb16": 3}
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _DEPTHS: dict[str, Depth] = {"uchar": "uint8", "ushort": "uint16"}
 
 
@@ -60,7 +52,8 @@ class Opened:
     """A file whose header was read.
 
     ``image`` yields rows as the file stores them; ``orientation`` is the EXIF number (1 to 8) of the turn
-    that shows it upright. All numbers are of the stored rows, before that turn.
+    that shows it upright. All numbers are of the stored rows, before that turn. ``notes`` say what of the
+    file is not taken as it is.
     """
 
     image: VipsImage
@@ -69,6 +62,7 @@ class Opened:
     dtype: Depth
     icc: bytes | None
     dpi: tuple[float, float] | None
+    notes: tuple[str, ...]
 
 
 def readable_formats() -> list[str]:
@@ -86,28 +80,53 @@ def open_image(path: str | Path) -> Opened:
         plain form (floating point, signed, more than four bands).
     """
     size = _check_file(path)
-    try:
-        image = pyvips.Image.new_from_source(
-            pyvips.Source.new_from_file(os.fsencode(path)), "", access="sequential", fail_on="truncated"
-        )
-    except pyvips.Error as error:
-        if "known format" in one_line(error):
-            known = ", ".join(readable_formats())
-            raise UsageError(f"{path}: not an image in a format that can be read here ({known})") from error
-        raise UsageError(f"{path}: damaged or truncated ({one_line(error)}); get a whole copy") from error
+    with overhear() as heard:
+        try:
+            image = _load(path, fail_on="error")
+            if _loader(image).startswith("tiff"):
+                # Tiles that end early are read as far as they go on any other level.
+                image = _load(path, fail_on="warning")
+        except pyvips.Error as error:
+            raise _unreadable(path, one_line(error, heard)) from error
     _check_plausible(path, image, size)
-    _mention_pages(path, image)
+    plain, notes = _plain(path, image)
+    icc, icc_notes = _icc(plain)
     orientation = _field(image, "orientation", 1)
-    dpi = _dpi(image)
-    image = _plain(path, image)
     return Opened(
-        image=image,
+        image=plain,
         orientation=orientation if 1 <= orientation <= 8 else 1,
-        bands=image.bands,
-        dtype=_DEPTHS[image.format],
-        icc=_icc(path, image),
-        dpi=dpi,
+        bands=plain.bands,
+        dtype=_DEPTHS[plain.format],
+        icc=icc,
+        dpi=_dpi(image),
+        notes=(*_page_notes(image), *notes, *icc_notes),
     )
+
+
+def _unreadable(path: str | Path, reason: str) -> UsageError:
+    if "known format" not in reason:
+        return UsageError(
+            f"{path}: cannot be opened as an image ({reason}); it is truncated, damaged or of a rare kind: "
+            "get a whole copy or convert it"
+        )
+    # A TIFF that lost its end often lost its directory too, and libvips no longer takes it for one.
+    with open(path, "rb") as file:
+        if file.read(4) in _TIFF_MAGIC:
+            return UsageError(f"{path}: is a truncated TIFF; get a whole copy")
+    known = ", ".join(readable_formats())
+    return UsageError(f"{path}: not an image in a format that can be read here ({known}); convert it")
+
+
+def _load(path: str | Path, fail_on: str) -> VipsImage:
+    # Errors of earlier files that nobody collected would be told as this one's.
+    pyvips.vips_lib.vips_error_clear()
+    # As a source, because libvips takes "[...]" at the end of a file name for options.
+    source = pyvips.Source.new_from_file(os.fsencode(path))
+    return pyvips.Image.new_from_source(source, "", access="sequential", fail_on=fail_on)
+
+
+def _loader(image: VipsImage) -> str:
+    return str(_field(image, "vips-loader", ""))
 
 
 def _check_file(path: str | Path) -> int:
@@ -136,68 +155,60 @@ def _field(image: VipsImage, name: str, default: Any) -> Any:
 
 def _check_plausible(path: str | Path, image: VipsImage, size: int) -> None:
     claimed = image.width * image.height
-    vector = str(_field(image, "vips-loader", "")).startswith("svg")
+    vector = _loader(image).startswith("svg")
     if not vector and claimed > max(_ALWAYS_PLAUSIBLE_PIXELS, size * _MAX_PIXELS_PER_BYTE):
         raise UsageError(
-            f"{path}: claims {image.width:,}×{image.height:,} pixels in {size:,} bytes, more than such a "
-            "file can hold; it is truncated or made to exhaust memory"
+            f"{path}: claims {image.width:,} × {image.height:,} pixels in {size:,} bytes, more than such a "
+            "file can hold; it is truncated or made to exhaust memory: get a whole copy"
         )
 
 
-def _mention_pages(path: str | Path, image: VipsImage) -> None:
+def _page_notes(image: VipsImage) -> tuple[str, ...]:
     pages = _field(image, "n-pages", 1)
-    if pages > 1:
-        logger.warning("%s: has %d pages or frames; the first is taken", path, pages)
+    return (f"has {pages} pages or frames; the first is taken",) if pages > 1 else ()
 
 
 def _dpi(image: VipsImage) -> tuple[float, float] | None:
     """Dots per inch along stored columns and rows, or None where the file does not say."""
     # libvips makes up a resolution for files without one. It notes the unit of those that have one, except
     # for PNG, where the unit is fixed and the made-up number is known.
-    png = str(_field(image, "vips-loader", "")).startswith("png")
+    png = _loader(image).startswith("png")
     stated = image.xres != _PNG_UNSTATED_XRES if png else image.get_typeof("resolution-unit") != 0
     if not stated or image.xres <= 0 or image.yres <= 0:
         return None
     return (image.xres * _MM_PER_INCH, image.yres * _MM_PER_INCH)
 
 
-def _plain(path: str | Path, image: VipsImage) -> VipsImage:
-    """Convert CMYK and Lab through profiles, and refuse what has no plain form."""
-    if image.interpretation == "cmyk":
-        deep = image.format == "ushort"
-        logger.warning("%s: CMYK, converted to sRGB through its profile", path)
-        # Files without a profile get libvips' own generic press profile.
-        image = image.icc_transform("srgb", embedded=True, input_profile="cmyk", depth=16 if deep else 8)
-    elif image.interpretation in ("lab", "labs"):
-        deep = _field(image, "bits-per-sample", 8) > 8
-        logger.warning("%s: CIELAB, converted to sRGB", path)
-        image = image.colourspace("rgb16" if deep else "srgb")
-    kind = _PLAIN.get(image.interpretation)
+def _plain(path: str | Path, image: VipsImage) -> tuple[VipsImage, tuple[str, ...]]:
+    """Convert CMYK through its profile, refuse what has no plain form, and say what was done."""
     if image.format not in _DEPTHS:
         raise UsageError(
-            f"{path}: has {image.format} samples; only 8 and 16 bits unsigned are taken: convert it first, "
-            "for example to a 16-bit TIFF"
+            f"{path}: has samples of type {image.format}; only 8 and 16 bits unsigned are taken: convert it "
+            "first, for example to a 16-bit TIFF"
         )
-    colours = 1 if image.bands <= 2 else 3
-    if kind is None or image.bands > 4 or (kind == "grey") != (colours == 1):
+    notes: tuple[str, ...] = ()
+    if image.interpretation == "cmyk":
+        depth = 16 if image.format == "ushort" else 8
+        # Files without a usable profile get libvips' own generic press profile.
+        image = image.icc_transform("srgb", embedded=True, input_profile="cmyk", depth=depth)
+        notes = ("is CMYK; converted to sRGB through its profile",)
+    colour_bands = _COLOUR_BANDS.get(image.interpretation)
+    if colour_bands is None or image.bands - colour_bands not in (0, 1):
         raise UsageError(
             f"{path}: has {image.bands} bands of kind {image.interpretation}; only grey and RGB, each with "
             "or without alpha, are taken: convert it first"
         )
-    return image
+    return image, notes
 
 
-def _icc(path: str | Path, image: VipsImage) -> bytes | None:
+def _icc(image: VipsImage) -> tuple[bytes | None, tuple[str, ...]]:
     """The colour profile, if it describes the bands that the image has."""
     profile = _field(image, "icc-profile-data", None)
     if profile is None:
-        return None
+        return None, ()
     data = bytes(profile)
     # ICC.1:2022, 7.2: bytes 16 to 19 of the header are the data colour space.
     expected = b"GRAY" if image.bands <= 2 else b"RGB "
     if data[16:20] != expected:
-        logger.warning(
-            "%s: its colour profile is not for %s pixels; left out", path, expected.decode().strip()
-        )
-        return None
-    return data
+        return None, (f"has a colour profile that is not for {expected.decode().strip()} pixels; left out",)
+    return data, ()

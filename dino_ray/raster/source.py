@@ -6,7 +6,8 @@ Coordinates are ``source_px``: pixels of the upright image, x to the right, y do
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,9 @@ from dino_ray.plan.geometry import Rect
 from dino_ray.raster import orientation, store
 from dino_ray.raster.decode import Opened, open_image
 from dino_ray.raster.store import Depth, Pixels
-from dino_ray.raster.vips import one_line
+from dino_ray.raster.vips import one_line, overhear
+
+logger = logging.getLogger(__name__)
 
 # Side of a chunk: large enough that a gigapixel is a few thousand files, small enough that a window of one
 # tile reads little beyond itself.
@@ -150,7 +153,13 @@ def ingest(path: str | Path, folder: str | Path) -> Source:
     opened = open_image(path)
     info = _upright_info(path, opened)
     side = _chunk_side(opened.image.width, opened.bands, opened.dtype)
-    return _fill(folder, info, _decoded_bands(path, opened, side), side)
+    for note in opened.notes:
+        logger.warning("%s: %s", path, note)
+    with overhear() as heard:
+        source = _fill(folder, info, _decoded_bands(path, opened, side, heard), side)
+    if heard:
+        logger.warning("%s: decoded, but may be damaged (%s)", path, heard[0])
+    return source
 
 
 def describe_array(array: npt.NDArray[Any], name: str = "array") -> SourceInfo:
@@ -231,7 +240,9 @@ def _upright_info(path: str | Path, opened: Opened) -> SourceInfo:
     )
 
 
-def _decoded_bands(path: str | Path, opened: Opened, side: int) -> Iterator[tuple[Rect, Pixels]]:
+def _decoded_bands(
+    path: str | Path, opened: Opened, side: int, heard: Sequence[str]
+) -> Iterator[tuple[Rect, Pixels]]:
     """Bands of the file in stored order, each upright and with its place in source_px."""
     width, height = opened.image.width, opened.image.height
     region = pyvips.Region.new(opened.image)
@@ -240,7 +251,8 @@ def _decoded_bands(path: str | Path, opened: Opened, side: int) -> Iterator[tupl
             buffer = region.fetch(0, start, width, stop - start)
         except pyvips.Error as error:
             raise UsageError(
-                f"{path}: truncated or damaged below row {start:,} ({one_line(error)}); get a whole copy"
+                f"{path}: is truncated or damaged after row {start:,} of {height:,} "
+                f"({one_line(error, heard)}); get a whole copy"
             ) from error
         stored = np.frombuffer(buffer, opened.dtype).reshape(stop - start, width, opened.bands)
         place = orientation.upright_rect(opened.orientation, width, height, start, stop)
