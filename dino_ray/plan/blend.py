@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Literal
 
 import numpy as np
@@ -95,10 +95,10 @@ def blend(grid: Grid, cell: int, tiles: Mapping[int, Pixels]) -> Pixels:
     rect = grid.cell_rect(cell)
     any_tile = tiles[grid.cell_tiles(cell)[0]]
     out = np.empty((rect.h, rect.w, any_tile.shape[2]), np.uint16)
-    for ys, rows in _pieces(grid.ys, rect.y, rect.y1):
-        for xs, cols in _pieces(grid.xs, rect.x, rect.x1):
-            piece = _blend_piece(grid, tiles, (ys, rows), (xs, cols))
-            out[ys[0] - rect.y : ys[1] - rect.y, xs[0] - rect.x : xs[1] - rect.x] = piece
+    pieces = product(_pieces(grid.ys, rect.y, rect.y1), _pieces(grid.xs, rect.x, rect.x1))
+    for (ys, rows), (xs, cols) in pieces:
+        piece = _blend_piece(grid, tiles, (ys, rows), (xs, cols))
+        out[ys[0] - rect.y : ys[1] - rect.y, xs[0] - rect.x : xs[1] - rect.x] = piece
     return out
 
 

@@ -2,7 +2,7 @@
 
 The clean image is a stationary Gaussian random field of known power spectrum S, where white noise has 1. Seen
 at noise level sigma as ``x = (1 - sigma) x0 + sigma noise``, its posterior mean is the Wiener filter
-``(1 - sigma) S / ((1 - sigma)² S + sigma²)`` of x, applied in the Fourier domain. A window is continued by its
+``(1 - sigma) S / ((1 - sigma)² S + sigma²)`` of x, taken in the Fourier domain. A window is continued by its
 mirror image on all sides: this model's guess at the world beyond its tile.
 
 With it seams can be measured rather than looked at: tile by tile and merged, against one pass over the whole
