@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dino_ray.errors import UsageError
+from dino_ray.errors import JobError, UsageError
 
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 """``owner/name``, as the hub spells its repositories."""
@@ -22,6 +22,8 @@ def snapshot(repo: str, patterns: Iterable[str]) -> Path:
     ------
     UsageError
         Where there is no such model, it is gated, or it is neither reachable nor cached.
+    JobError
+        Where a download breaks off.
     """
     import huggingface_hub
 
@@ -56,7 +58,13 @@ def names(folder: Path, patterns: Iterable[str]) -> frozenset[str]:
 
 @contextmanager
 def _explained(repo: str) -> Iterator[None]:
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     page = f"https://huggingface.co/{repo}"
     try:
@@ -75,10 +83,18 @@ def _explained(repo: str) -> Iterator[None]:
         raise UsageError(
             f"--model {repo}: the Hugging Face hub refused ({_first_line(error)}); try again later"
         ) from error
-    except OSError as error:
+    except LocalEntryNotFoundError as error:
         raise UsageError(
             f"--model {repo}: the Hugging Face hub can't be reached and the cache here lacks the model; "
             f"connect, or run `hf download {repo}` elsewhere and give the folder"
+        ) from error
+    except (
+        HTTPError,
+        OSError,
+        RuntimeError,
+    ) as error:  # a lost connection, a full disk, the transfer library
+        raise JobError(
+            f"--model {repo}: the download broke off ({_first_line(error)}); run the same command again to resume it"
         ) from error
 
 

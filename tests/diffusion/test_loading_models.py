@@ -352,6 +352,21 @@ def test_the_hubs_refusals_say_what_to_do(monkeypatch, name, advice):
         assert "hf auth login" in one_line(error)
 
 
+@pytest.mark.parametrize(
+    "failure", [OSError(28, "No space left on device"), RuntimeError("connection reset\nagain")]
+)
+def test_a_download_that_breaks_off_can_be_resumed(monkeypatch, failure):
+    import huggingface_hub
+
+    def fail(*_, **__):
+        raise failure
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(JobError) as error:
+        loading.load("flux-dev")
+    assert "resume" in one_line(error)
+
+
 def test_online_only_configs_are_downloaded_to_describe(folder, monkeypatch):
     import huggingface_hub
 
