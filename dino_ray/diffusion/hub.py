@@ -88,13 +88,9 @@ def _explained(repo: str) -> Iterator[None]:
             f"--model {repo}: the Hugging Face hub can't be reached and the cache here lacks the model; "
             f"connect, or run `hf download {repo}` elsewhere and give the folder"
         ) from error
-    except (
-        HTTPError,
-        OSError,
-        RuntimeError,
-    ) as error:  # a lost connection, a full disk, the transfer library
+    except (HTTPError, OSError, RuntimeError) as error:  # the network, the disk, the transfer library
         raise JobError(
-            f"--model {repo}: the download broke off ({_first_line(error)}); run the same command again to resume it"
+            f"--model {repo}: the download broke off ({_first_line(error)}); run it again to resume"
         ) from error
 
 
