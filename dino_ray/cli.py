@@ -38,10 +38,10 @@ def main() -> None:
 def _command(function: Command) -> Command:
     """A subcommand whose failures are one line on stderr, and a traceback only with --debug."""
 
-    @click.option("--debug", is_flag=True, help="Show tracebacks and the libraries' log messages.")
+    @click.option("--debug", is_flag=True, help="Show tracebacks and debug messages.")
     @functools.wraps(function)
     def run(*args: Any, debug: bool, **kwargs: Any) -> None:
-        logging.basicConfig(format="%(message)s", level=logging.DEBUG if debug else logging.WARNING)
+        logging.basicConfig(format="dino-ray: %(message)s", level=logging.WARNING)
         logging.getLogger("dino_ray").setLevel(logging.DEBUG if debug else logging.INFO)
         signal.signal(signal.SIGTERM, _interrupt)
         try:
@@ -181,18 +181,10 @@ def doctor(address: str) -> int:
 @_command
 def models() -> None:
     """List the models that can be named, and what each needs."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     from dino_ray.diffusion.catalogue import KNOWN
 
-    table = Table(box=box.SIMPLE)
-    for column in ("--model", "on the hub", "family", "needs", "licence"):
-        table.add_column(column, overflow="fold")
     for known in KNOWN:
-        table.add_row(known.alias, known.repo or "", known.family, known.needs, known.licence)
-    Console().print(table)
+        click.echo(f"{known.alias:14}{known.repo or ''}\n{'':14}needs {known.needs}\n{'':14}licence: {known.licence}\n")
     click.echo("--model also takes a folder with model_index.json, or any hub id of a FLUX.1 model.")
 
 

@@ -18,7 +18,7 @@ from dino_ray.errors import DinoRayError, UsageError
 from dino_ray.plan.geometry import Rect
 from dino_ray.raster.canvas import Canvas
 from dino_ray.raster.export import check_output, export, output_dtype
-from dino_ray.raster.source import Source, SourceInfo, ingest, ingest_array, probe
+from dino_ray.raster.source import Source, SourceInfo, describe_array, ingest, ingest_array, probe
 from dino_ray.report.run import Bookkeeper, UpscaleReport
 from dino_ray.resolve import Settings, replica_spec, resolve
 

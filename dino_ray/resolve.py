@@ -43,7 +43,7 @@ class Settings:
     base: Literal["net", "lanczos"]
     denoise: float
     steps: int
-    sampler: str
+    sampler: Literal["euler", "heun"]
     prompt: str
     cfg: float | None
     tile: int

@@ -114,9 +114,9 @@ class _Run:
             case TileDone(tile, replica, pixels):
                 if self.scheduler.tile_done(tile, replica):
                     self.pixels[tile] = pixels
-            case TileLost(tile, replica, reason):
+            case TileLost(tile, replica, reason, died):
                 self.retries += 1
-                if self.scheduler.tile_lost(tile, replica, reason):
+                if self.scheduler.tile_lost(tile, replica, reason, died=died):
                     self._poison(tile, reason)
                 elif self.scheduler.has_failed_for_good(tile):
                     raise JobError(f"tile {tile} fails even without the model: {reason}")

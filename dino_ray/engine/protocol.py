@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from dino_ray.plan.geometry import Grid, Scaling
 from dino_ray.raster.canvas import Canvas
@@ -61,7 +61,7 @@ class ImageTask:
     canvas: Canvas
     denoise: float = 0.0
     steps: int = 1
-    sampler: str = "euler"
+    sampler: Literal["euler", "heun"] = "euler"
     seed: int = 0
     cfg: float | None = None
     prompt: str = ""

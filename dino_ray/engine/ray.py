@@ -63,7 +63,8 @@ RECREATIONS = 3
 MERGES_PER_CPU = 2
 """In flight: one runs, one has its worker and its tiles ready."""
 
-SHUTDOWN_GRACE_S = 3.0
+MOST_WARM = 4
+"""Merge workers to warm up: enough to keep up with any pool, at 150 MB each."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,8 @@ class RayEngine:
         self._tiles: dict[Any, tuple[int, int, Any]] = {}  # timings' ref → tile, replica, pixels' ref
         self._cells: dict[Any, int] = {}
         self._ready: set[int] = set()
+        self._warm: list[Any] = []
+        self._unheard: list[Event] = []
 
     # ---- life
 
@@ -133,6 +136,9 @@ class RayEngine:
             num_cpus=0, max_retries=0, scheduling_strategy=here, name="merge"
         )
         self._here = here
+        # Merge workers import their libraries while the replicas load, not when the first cell waits for them.
+        warm_up = ray.remote(_nothing).options(num_cpus=0, scheduling_strategy=here, name="warm up")
+        self._warm = [warm_up.remote() for _ in range(min(self._workers, MOST_WARM))]
         for replica in range(self._workers):
             self._actors.append(self._new_actor(replica))
             self._recreated.append(0)
@@ -162,8 +168,8 @@ class RayEngine:
     def prepare(self, task: ImageTask) -> tuple[Handle, Timings]:
         reason = ""
         for attempt in range(RECREATIONS):
-            actor = self._actors[attempt % len(self._actors)]
-            guide, timings = actor.prepare.options(num_returns=2).remote(task)
+            replica = attempt % len(self._actors)
+            guide, timings = self._actors[replica].prepare.options(num_returns=2).remote(task)
             if 0 not in self._ready and 0 not in self._loads.values():
                 self._load(0)
             try:
@@ -171,9 +177,9 @@ class RayEngine:
             except RayTaskError as error:
                 raise _cause(error) from error
             except PROCESS_FAULTS as error:
-                reason = describe_error(error)
-                log.warning("preparing the image failed, trying again: %s", reason)
-        raise JobError(f"the image's features can't be computed: {reason}")
+                reason = describe_fault(error)
+                self._unheard.append(self._revive(replica, error))
+        raise JobError(f"the image can't be prepared: {reason}")
 
     def share(self, task: ImageTask) -> Handle:
         return ray.put(task)
@@ -193,10 +199,13 @@ class RayEngine:
         try:
             return cast(DinoEffect, ray.get(effect))
         except (RayTaskError, *PROCESS_FAULTS) as error:  # a measurement is not worth the image
-            log.warning("the effect of DINO could not be measured: %s", describe_error(error))
+            log.warning("the effect of DINO could not be measured: %s", describe_fault(error))
             return DinoEffect(tile, None, 0.0)
 
     def wait(self, timeout: float) -> list[Event]:
+        if self._unheard:
+            events, self._unheard = self._unheard, []
+            return events
         pending = [*self._loads, *self._tiles, *self._cells]
         if not pending:
             time.sleep(timeout)
@@ -220,13 +229,11 @@ class RayEngine:
         return (
             ray.remote(Replica)
             .options(
-                name=None,
                 num_gpus=gpus,
                 num_cpus=0 if gpus else self._spec.threads,
                 max_restarts=-1,
                 max_task_retries=0,
                 scheduling_strategy=self._here,
-                runtime_env={"env_vars": {"OMP_NUM_THREADS": str(self._spec.threads)}},
             )
             .remote(self._spec)
         )
@@ -261,7 +268,7 @@ class RayEngine:
         except RayTaskError as error:
             return [TileLost(tile, replica, describe_error(_cause(error)), replica_died=False)]
         except PROCESS_FAULTS as error:
-            lost = TileLost(tile, replica, describe_error(error), replica_died=True)
+            lost = TileLost(tile, replica, describe_fault(error), replica_died=True)
             return [lost, self._revive(replica, error)] if replica in self._ready else [lost]
 
     def _end_cell(self, ref: Any) -> Event:
@@ -274,12 +281,13 @@ class RayEngine:
                 raise cause from error
             raise JobError(f"cell {cell} can't be merged: {describe_error(cause)}") from error
         except PROCESS_FAULTS as error:
-            return CellLost(cell, describe_error(error))
+            return CellLost(cell, describe_fault(error))
 
     def _revive(self, replica: int, error: Exception) -> Event:
         """Have a lost replica load again: by Ray's restart if that is under way, as a new actor if not."""
         self._ready.discard(replica)
-        reason = describe_error(error)
+        self._loads = {ref: of for ref, of in self._loads.items() if of != replica}
+        reason = describe_fault(error)
         if isinstance(error, ActorDiedError):
             self._recreated[replica] += 1
             if self._recreated[replica] > RECREATIONS:
@@ -311,6 +319,20 @@ def _merge(task: ImageTask, cell: int, numbers: list[int], *pixels: Any) -> Timi
     return merge(task, cell, dict(zip(numbers, pixels, strict=True)))
 
 
+def describe_fault(error: Exception) -> str:
+    """What Ray says of a lost worker or object, as one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    # A failed constructor's message ends with its cause; the others begin with the gist.
+    gist = lines[-1] if "creation task" in lines[0] else lines[0]
+    return f"{type(error).__name__}: {gist.split(' Worker exit')[0]}"
+
+
+def _nothing() -> None:
+    """Runs where merges will run; importing this module was the point."""
+
+
 def _cause(error: RayTaskError) -> Exception:
     """What the worker raised; errors meant for the user come out as they were."""
     cause = error.cause
@@ -325,7 +347,7 @@ def _connect(address: str) -> bool:
         return False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address == "local":
         options["include_dashboard"] = False  # nobody looks at it, and it would listen
     sigterm = signal.getsignal(signal.SIGTERM)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import time
@@ -44,6 +45,10 @@ class Replica:
         self._denoiser: Denoiser | None = None
         self._dino: Dino | None = None
         self._text: dict[str, Mapping[str, np.ndarray]] = {}
+
+    def pid(self) -> int:
+        """Process that it lives in, for logs and for tests that kill it."""
+        return os.getpid()
 
     def load(self) -> Timings:
         """Load the models, unless they are loaded."""

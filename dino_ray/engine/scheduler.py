@@ -36,6 +36,8 @@ class _Replica:
     ready: bool = False
     calls: deque[int] = field(default_factory=deque)
     """Tiles in flight on it, oldest (the one it works on) first."""
+    fallen: bool = False
+    """It died, and the tile it worked on is known; calls still to be reported lost only waited there."""
 
 
 class Scheduler:
@@ -120,7 +122,8 @@ class Scheduler:
     # ---- what happened
 
     def replica_ready(self, replica: int) -> None:
-        self._replicas.setdefault(replica, _Replica()).ready = True
+        state = self._replicas.setdefault(replica, _Replica())
+        state.ready, state.fallen = True, False
 
     def replica_lost(self, replica: int) -> None:
         self._replicas.setdefault(replica, _Replica()).ready = False
@@ -136,8 +139,13 @@ class Scheduler:
         self._mergeable.extend(c for c in sorted(state.cells_left) if self._is_complete(c))
         return True
 
-    def tile_lost(self, tile: int, replica: int, reason: str) -> bool:
+    def tile_lost(self, tile: int, replica: int, reason: str, *, died: bool) -> bool:
         """Queue a failed tile again.
+
+        Parameters
+        ----------
+        died
+            The replica went with it, and takes no calls until it is ready again.
 
         Returns
         -------
@@ -145,9 +153,11 @@ class Scheduler:
             True if the tile is poison from now on: it failed ``TRIES`` times while it was the one being worked on.
             Its next call asks for the base alone.
         """
-        calls = self._replicas[replica].calls
-        at_work = calls[0] == tile  # calls queued behind the one that killed their replica are innocent
-        calls.remove(tile)
+        place = self._replicas[replica]
+        at_work = place.calls[0] == tile and not place.fallen
+        place.calls.remove(tile)
+        if died:
+            place.ready, place.fallen = False, True
         state = self._live.get(tile)
         if state is None:
             return False

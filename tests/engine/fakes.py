@@ -1,0 +1,112 @@
+"""Cheap denoisers and a ready-made task, for tests of the engines. Importable by Ray's workers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dino_ray.diffusion.denoiser import Conditioning, Description
+from dino_ray.engine.protocol import ImageTask, ReplicaSpec
+from dino_ray.plan.geometry import Scaling, make_grid
+from dino_ray.raster.canvas import Canvas
+from dino_ray.raster.source import ingest_array
+from dino_ray.upsample import Lanczos
+
+TILE, OVERLAP, MULTIPLE = 64, 16, 16
+
+
+class Shade:
+    """Latents are pixels; the clean image it sees is its input, darkened. Keyed noise shows in the result."""
+
+    description = Description(
+        name="shade",
+        family="test",
+        latent_scale=1,
+        latent_channels=3,
+        pixel_multiple=MULTIPLE,
+        tile=TILE,
+        overlap=OVERLAP,
+        steps=2,
+        guidance="none",
+    )
+    device = torch.device("cpu")
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        return pixels
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents
+
+    def sigmas(self, denoise: float, steps: int, size: tuple[int, int]) -> Tensor:
+        return torch.linspace(denoise, 0, steps + 1)
+
+    def noised(self, latents: Tensor, noise: Tensor, sigma: float) -> Tensor:
+        return latents + 0.05 * sigma * noise
+
+    def predict(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
+        return 0.9 * x
+
+
+@dataclass
+class Accident(Shade):
+    """Ends its process, or raises, on tiles as bright as ``above``; ``times`` over all processes, counted in ``folder``."""
+
+    folder: Path
+    above: float
+    times: int
+    kill: bool
+
+    def predict(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
+        if float(x.max()) > self.above and self._once_more():
+            if self.kill:
+                os._exit(1)
+            raise RuntimeError("this tile is too bright")
+        return super().predict(x, sigma, conditioning)
+
+    def _once_more(self) -> bool:
+        for n in range(self.times):
+            try:
+                (self.folder / f"accident-{n}").touch(exist_ok=False)
+            except FileExistsError:
+                continue
+            return True
+        return False
+
+
+def accident(folder: Path, above: float, times: int, kill: bool) -> ReplicaSpec:
+    return ReplicaSpec(upsampler=Lanczos, denoiser=partial(Accident, folder, above, times, kill))
+
+
+def shade() -> ReplicaSpec:
+    return ReplicaSpec(upsampler=Lanczos, denoiser=Shade)
+
+
+def text(words: Mapping[str, np.ndarray], prompt: str) -> Mapping[str, np.ndarray]:
+    return words
+
+
+def photograph(height: int = 90, width: int = 140, bands: int = 3) -> np.ndarray:
+    """Waves with one bright spot, uint8, dark enough elsewhere to tell it from the spot."""
+    y, x = np.mgrid[:height, :width]
+    waves = [70 + 60 * np.sin((x + 2 * y) / 23 + b) for b in range(bands)]
+    pixels = np.stack(waves, axis=-1).astype(np.uint8)
+    pixels[10:14, 10:14] = 255
+    return pixels
+
+
+def make_task(folder: Path, pixels: np.ndarray | None = None, seed: int = 7) -> ImageTask:
+    source = ingest_array(photograph() if pixels is None else pixels, folder / "source.zarr")
+    info = source.info
+    scaling = Scaling.from_factor(info.width, info.height, 2)
+    grid = make_grid(scaling.canvas_w, scaling.canvas_h, tile=TILE, overlap=OVERLAP, multiple=MULTIPLE)
+    canvas = Canvas.create(
+        folder / "canvas.zarr", grid.width, grid.height, info.bands, info.dtype, (grid.ys.cell, grid.xs.cell)
+    )
+    return ImageTask(source, scaling, grid, canvas, denoise=0.5, steps=2, seed=seed)

@@ -1,0 +1,175 @@
+"""Promises of the engines: the same bytes from any of them, and from any that lost something on the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes import accident, make_task, photograph, shade
+
+from dino_ray.engine.drive import drive
+from dino_ray.engine.local import LocalEngine
+from dino_ray.engine.protocol import CellDone, Engine, JobEvent, ReplicaLost, ReplicaSpec, TileDone, TilePoisoned
+from dino_ray.errors import JobError, UsageError
+from dino_ray.plan.geometry import Rect
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[Any]:
+    """One Ray for the module: engines join the one that runs."""
+    import ray
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where workers find the fakes
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield ray
+    ray.shutdown()
+
+
+def run(engine: Engine, folder: Path, pixels: np.ndarray | None = None) -> tuple[str, list[JobEvent]]:
+    folder.mkdir(exist_ok=True)
+    task = make_task(folder, pixels)
+    events: list[JobEvent] = []
+    guide, _ = engine.prepare(task)
+    events.append(drive(engine, task, guide, events.append))
+    return task.canvas.sha256(), events
+
+
+def ray_engine(spec: ReplicaSpec, workers: int = 2) -> Engine:
+    from dino_ray.engine.ray import RayEngine
+
+    return RayEngine(spec, workers=workers)
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> str:
+    with LocalEngine(shade()) as engine:
+        return run(engine, tmp_path_factory.mktemp("expected"))[0]
+
+
+def test_every_tile_and_cell_is_done_once(tmp_path: Path) -> None:
+    with LocalEngine(shade()) as engine:
+        _, events = run(engine, tmp_path)
+    grid = make_task(tmp_path).grid
+    assert sorted(e.tile for e in events if isinstance(e, TileDone)) == list(range(grid.n_tiles))
+    assert sorted(e.cell for e in events if isinstance(e, CellDone)) == list(range(grid.n_cells))
+
+
+def test_the_model_acts_and_denoise_0_leaves_the_base(tmp_path: Path, expected: str) -> None:
+    with LocalEngine(ReplicaSpec(upsampler=shade().upsampler)) as engine:
+        assert run(engine, tmp_path)[0] != expected
+
+
+@pytest.mark.parametrize("bands", [1, 2, 3, 4])
+def test_grey_stays_grey_and_alpha_stays_the_bases(tmp_path: Path, bands: int) -> None:
+    pixels = photograph(bands=bands)
+    canvases = []
+    for spec in (shade(), ReplicaSpec(upsampler=shade().upsampler)):
+        folder = tmp_path / str(len(canvases))
+        with LocalEngine(spec) as engine:
+            run(engine, folder, pixels)
+        canvas = make_canvas(folder)
+        canvases.append(canvas.read(Rect(0, 0, canvas.width, canvas.height)))
+    refined, base = canvases
+    assert refined.shape == base.shape == (180, 280, bands)
+    colour = bands - (bands in (2, 4))
+    assert (refined[..., colour:] == base[..., colour:]).all()
+    assert (refined[..., :colour] != base[..., :colour]).any()
+
+
+def make_canvas(folder: Path) -> Any:
+    from dino_ray.raster.canvas import Canvas
+
+    return Canvas.open(folder / "canvas.zarr")
+
+
+def test_a_tile_that_always_fails_is_named_and_shows_the_base(tmp_path: Path) -> None:
+    # 0.8 lies between the picture and its spot, with room for the noise.
+    with LocalEngine(accident(tmp_path, above=0.8, times=99, kill=False)) as engine:
+        _, events = run(engine, tmp_path)
+    assert {e.tile for e in events if isinstance(e, TilePoisoned)} == {0}
+    assert "too bright" in next(e.reason for e in events if isinstance(e, TilePoisoned))
+    with LocalEngine(ReplicaSpec(upsampler=shade().upsampler)) as engine:
+        run(engine, tmp_path / "base")
+    spot = Rect(18, 18, 12, 12)
+    assert (make_canvas(tmp_path).read(spot) == make_canvas(tmp_path / "base").read(spot)).all()
+
+
+def test_a_model_that_fails_on_every_tile_ends_the_job_with_its_reason(tmp_path: Path) -> None:
+    with (
+        LocalEngine(accident(tmp_path, above=-9, times=999, kill=False)) as engine,
+        pytest.raises(JobError, match="every tile.*too bright"),
+    ):
+        run(engine, tmp_path)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ray_gives_the_bytes_of_this_process(ray_here: Any, tmp_path: Path, expected: str, workers: int) -> None:
+    with ray_engine(shade(), workers) as engine:
+        assert run(engine, tmp_path)[0] == expected
+
+
+@pytest.mark.ray
+def test_replicas_stay_warm_from_image_to_image(ray_here: Any, tmp_path: Path, expected: str) -> None:
+    with ray_engine(shade()) as engine:
+        first, _ = run(engine, tmp_path / "a")
+        ready = set(engine.ready)
+        second, events = run(engine, tmp_path / "b")
+    assert first == second == expected
+    assert ready == {0, 1}
+    assert not any(type(e).__name__ == "ReplicaReady" for e in events), "a replica loaded again"
+
+
+@pytest.mark.ray
+def test_a_tile_that_kills_its_replica_twice_is_redone_and_the_bytes_are_the_same(
+    ray_here: Any, tmp_path: Path, expected: str
+) -> None:
+    with ray_engine(accident(tmp_path, above=0.8, times=2, kill=True)) as engine:
+        digest, events = run(engine, tmp_path)
+    assert any(isinstance(e, ReplicaLost) for e in events)
+    assert digest == expected
+
+
+@pytest.mark.ray
+def test_a_replica_killed_from_outside_costs_time_and_no_pixel(
+    ray_here: Any, tmp_path: Path, expected: str
+) -> None:
+    with ray_engine(shade()) as engine:
+        task = make_task(tmp_path)
+        guide, _ = engine.prepare(task)
+        events: list[JobEvent] = []
+
+        def listen(event: JobEvent) -> None:
+            if isinstance(event, TileDone) and not any(isinstance(e, TileDone) for e in events):
+                pid = ray_here.get(engine._actors[event.replica].pid.remote())  # type: ignore[attr-defined]
+                os.kill(pid, signal.SIGKILL)
+            events.append(event)
+
+        drive(engine, task, guide, listen)
+    assert any(isinstance(e, ReplicaLost) for e in events)
+    assert task.canvas.sha256() == expected
+
+
+@pytest.mark.ray
+def test_models_that_do_not_load_end_the_job_with_their_reason(ray_here: Any, tmp_path: Path) -> None:
+    with (
+        ray_engine(ReplicaSpec(upsampler=shade().upsampler, denoiser=_no_model)) as engine,
+        pytest.raises(JobError, match="no replica is left: .*no such weights"),
+    ):
+        run(engine, tmp_path)
+
+
+def _no_model() -> Any:
+    raise FileNotFoundError("no such weights")
+
+
+@pytest.mark.ray
+def test_more_workers_than_the_machine_carries_are_refused_at_once(ray_here: Any) -> None:
+    with pytest.raises(UsageError, match="--workers 9: .*room for 2"), ray_engine(shade(), workers=9):
+        pass
