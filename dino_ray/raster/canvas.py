@@ -107,9 +107,11 @@ class Canvas:
         if pixels.shape != (rect.h, rect.w, self.bands) or pixels.dtype != self.dtype:
             raise ValueError(f"{pixels.shape} {pixels.dtype} does not fit the cell {rect} of {self}")
         try:
-            self._array()[rect.y : rect.y + rect.h, rect.x : rect.x + rect.w] = pixels
+            self._array()[rect.slices] = pixels
         except OSError as error:
-            raise JobError(f"{self.folder}: cannot be written ({error.strerror or error})") from error
+            raise JobError(
+                f"{self.folder}: cannot be written ({error.strerror or error}); check the disk"
+            ) from error
 
     def done(self) -> set[tuple[int, int]]:
         """Row and column of every finished cell."""
@@ -130,10 +132,9 @@ class Canvas:
         ValueError
             If the window is empty or sticks out of the canvas.
         """
-        right, bottom = rect.x + rect.w, rect.y + rect.h
-        if not (0 <= rect.x < right <= self.width and 0 <= rect.y < bottom <= self.height):
+        if not (0 <= rect.x < rect.x1 <= self.width and 0 <= rect.y < rect.y1 <= self.height):
             raise ValueError(f"{rect} is not within {self}")
-        pixels: Pixels = self._array()[rect.y : bottom, rect.x : right]
+        pixels: Pixels = self._array()[rect.slices]
         return pixels
 
     def rows(self) -> Iterator[Pixels]:

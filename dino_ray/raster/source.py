@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import base64
 import logging
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from dino_ray.errors import JobError, UsageError
 from dino_ray.plan.geometry import Rect
 from dino_ray.raster import orientation, store
 from dino_ray.raster.decode import Opened, open_image
+from dino_ray.raster.rows import decoded_bands
 from dino_ray.raster.store import Depth, Pixels
 from dino_ray.raster.vips import one_line, overhear
 
@@ -30,9 +31,9 @@ logger = logging.getLogger(__name__)
 # tile reads little beyond itself.
 _CHUNK_SIDE = 512
 _MIN_CHUNK_SIDE = 64
-# A band of rows as high as a chunk is the unit of decoding; two are alive at a time. Very wide images get
+# A band of rows as high as a chunk is the unit of decoding; three are alive at a time. Very wide images get
 # smaller chunks so that a band stays within this.
-_BAND_BYTES = 64 * 2**20
+_BAND_BYTES = 32 * 2**20
 
 _INFO_ATTRIBUTE = "dino_ray_source"
 
@@ -140,7 +141,7 @@ def ingest(path: str | Path, folder: str | Path) -> Source:
     """Decode an image file once, top to bottom, into a chunked store that any worker can read windows of.
 
     Orientation is applied, palettes and fewer than 8 bits are expanded, CMYK and CIELAB become sRGB; RGB and
-    grey keep their numbers and their profile. Memory is bounded by two bands of rows, whatever the image's
+    grey keep their numbers and their profile. Memory is bounded by a few bands of rows, whatever the image's
     size, except where a format forbids decoding by rows (progressive JPEG, interlaced PNG, WebP, HEIF).
 
     Raises
@@ -155,8 +156,8 @@ def ingest(path: str | Path, folder: str | Path) -> Source:
     side = _chunk_side(opened.image.width, opened.bands, opened.dtype)
     for note in opened.notes:
         logger.warning("%s: %s", path, note)
-    with overhear() as heard:
-        source = _fill(folder, info, _decoded_bands(path, opened, side, heard), side)
+    with overhear() as heard, closing(_upright_bands(path, opened, side, heard)) as bands:
+        source = _fill(folder, info, bands, side)
     if heard:
         logger.warning("%s: decoded, but may be damaged (%s)", path, heard[0])
     return source
@@ -240,45 +241,35 @@ def _upright_info(path: str | Path, opened: Opened) -> SourceInfo:
     )
 
 
-def _decoded_bands(
+def _upright_bands(
     path: str | Path, opened: Opened, side: int, heard: Sequence[str]
-) -> Iterator[tuple[Rect, Pixels]]:
+) -> Generator[tuple[Rect, Pixels], None, None]:
     """Bands of the file in stored order, each upright and with its place in source_px."""
     width, height = opened.image.width, opened.image.height
-    region = pyvips.Region.new(opened.image)
-    for start, stop in orientation.spans(opened.orientation, height, side):
-        try:
-            buffer = region.fetch(0, start, width, stop - start)
-        except pyvips.Error as error:
-            raise UsageError(
-                f"{path}: is truncated or damaged after row {start:,} of {height:,} "
-                f"({one_line(error, heard)}); get a whole copy"
-            ) from error
-        stored = np.frombuffer(buffer, opened.dtype).reshape(stop - start, width, opened.bands)
-        place = orientation.upright_rect(opened.orientation, width, height, start, stop)
-        yield place, orientation.upright(opened.orientation, stored)
+    spans = list(orientation.spans(opened.orientation, height, side))
+    row = 0
+    try:
+        with closing(decoded_bands(opened.image, opened.dtype, [b - a for a, b in spans])) as bands:
+            for (start, row), stored in zip(spans, bands, strict=True):
+                place = orientation.upright_rect(opened.orientation, width, height, start, row)
+                yield place, orientation.upright(opened.orientation, stored)
+    except pyvips.Error as error:
+        raise UsageError(
+            f"{path}: is truncated or damaged after row {row:,} of {height:,} ({one_line(error, heard)}); "
+            "get a whole copy"
+        ) from error
 
 
 def _fill(folder: str | Path, info: SourceInfo, bands: Iterator[tuple[Rect, Pixels]], side: int) -> Source:
-    """Write bands as they come, one while the next is decoded; note at the end that all is there."""
+    """Write bands as they come, and note at the end that all is there."""
     shape = (info.height, info.width, info.bands)
     array = store.create(folder, shape, (min(side, info.height), min(side, info.width)), info.dtype)
-
-    def write(rect: Rect, pixels: Pixels) -> None:
-        array[rect.y : rect.y + rect.h, rect.x : rect.x + rect.w] = pixels
-
-    writing: Future[None] | None = None
-    with ThreadPoolExecutor(1, thread_name_prefix="ingest") as writer:
-        try:
-            for rect, pixels in bands:
-                if writing is not None:
-                    writing.result()
-                writing = writer.submit(write, rect, pixels)
-            if writing is not None:
-                writing.result()
-            store.set_attributes(array, {_INFO_ATTRIBUTE: _record_of(info)})
-        except OSError as error:
-            raise JobError(f"{folder}: cannot be written ({error.strerror or error})") from error
+    try:
+        for rect, pixels in bands:
+            array[rect.slices] = pixels
+        store.set_attributes(array, {_INFO_ATTRIBUTE: _record_of(info)})
+    except OSError as error:
+        raise JobError(f"{folder}: cannot be written ({error.strerror or error}); check the disk") from error
     return Source(str(folder), info)
 
 

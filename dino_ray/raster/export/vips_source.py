@@ -144,7 +144,7 @@ class _CanvasFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # pyvips keeps callbacks, and so this object, for the life of the process: let go of what is large.
+        # pyvips keeps callbacks, and so this object, as long as the process lives: drop what is large.
         self._reader.shutdown(cancel_futures=True)
         self._band, self._ahead = memoryview(b""), None
 
