@@ -1,0 +1,99 @@
+"""Make every weight that ships with dino_ray, from procedural pictures alone.
+
+Stages: ``data`` paints the pictures; ``dino`` distils the small DINO; ``base`` trains the conv net that
+enlarges; ``flux`` trains the small FLUX that refines it, which needs the other two; ``all`` runs them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+
+from training.loop import Budget, Stage  # noqa: E402
+from training.pool import Pool, PoolSpec, open_pool  # noqa: E402
+
+STAGES = ("data", "dino", "base", "flux")
+DEFAULT_STEPS = {"dino": 4000, "base": 7000, "flux": 6000}
+SMOKE_STEPS = 8
+POOL = (640, 512)
+SMOKE_POOL = (8, 256)
+GALLERY_PICTURES = 400
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("stage", nargs="?", choices=(*STAGES, "all"), default="all")
+    parser.add_argument(
+        "--out", type=Path, help="folder that gets the weights (default: the package's own folders)"
+    )
+    parser.add_argument(
+        "--work-dir", type=Path, default=Path("build/training"), help="pictures, checkpoints, logs"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--steps", type=int, help=f"steps per stage (default: {DEFAULT_STEPS})")
+    budget.add_argument(
+        "--minutes", type=float, help="minutes per stage, turned into steps by timing the first few"
+    )
+    parser.add_argument("--pictures", type=int, default=POOL[0], help="how many pictures to paint")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--resume", action="store_true", help="go on from the stages' checkpoints")
+    parser.add_argument(
+        "--smoke", action="store_true", help="every stage for a few steps, from nothing, to see it run"
+    )
+    args = parser.parse_args(argv)
+    if args.smoke:
+        args.steps, args.pictures = SMOKE_STEPS, SMOKE_POOL[0]
+        if args.out is None:
+            args.out = args.work_dir / "smoke"
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = arguments(argv)
+    torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    spec = PoolSpec(args.seed, args.pictures, SMOKE_POOL[1] if args.smoke else POOL[1])
+    pool = open_pool(args.work_dir / "pool", spec, workers=args.threads)
+    for name in STAGES[1:] if args.stage == "all" else (args.stage,):
+        if name != "data":
+            run_stage(name, args, pool, device)
+
+
+def run_stage(name: str, args: argparse.Namespace, pool: Pool, device: torch.device) -> None:
+    steps = args.steps or (None if args.minutes else DEFAULT_STEPS[name])
+    stage = Stage(name, args.work_dir, args.seed, Budget(steps, args.minutes), args.resume)
+    if name == "base":
+        from training.base import train_base
+
+        train_base(stage, pool, weights_folder("upsample/weights", args) / "base.safetensors", device)
+    elif name == "dino":
+        from training.selfdistil import train_dino
+
+        train_dino(stage, pool, weights_folder("dino/weights", args), device)
+    elif name == "flux":
+        from training.flux import train_flux
+        from training.gallery import open_gallery
+
+        net = weights_folder("upsample/weights", args) / "base.safetensors"
+        dino = weights_folder("dino/weights", args)
+        gallery = open_gallery(args.work_dir / "gallery", pool, net, dino, GALLERY_PICTURES, args.seed)
+        train_flux(stage, gallery, weights_folder("diffusion/bundled/weights", args), device)
+
+
+def weights_folder(package: str, args: argparse.Namespace) -> Path:
+    """Where a stage's weights go: the package's own folder, or the same layout under ``--out``."""
+    return Path(args.out or ROOT / "dino_ray") / package
+
+
+if __name__ == "__main__":
+    main()

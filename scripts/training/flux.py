@@ -1,0 +1,175 @@
+"""Stage ``flux``: the small FLUX transformer that refines what the base net made, given DINO tokens.
+
+It learns the straight way from the base to the picture, as a rectified flow does from noise (Liu et al.
+2022, arXiv:2209.03003): the base, at noise level ``sigma0``, is the start; a minority of samples start from
+added noise, from half-way, or are to be corrected only in part.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import FluxTransformer2DModel
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from dino_ray.diffusion.bundled.latents import BlockDct
+from dino_ray.diffusion.bundled.model import BundledDenoiser
+from dino_ray.diffusion.bundled.spec import Spec
+from dino_ray.diffusion.denoiser import DinoTokens
+from training.base import to_tensor
+from training.gallery import Gallery
+from training.loop import Moment, Stage, train
+
+SIGMA0 = 0.25
+LATENT_SCALE = 2
+TILE, OVERLAP, MULTIPLE = 128, 32, 16
+DINO_STRIDE = 16
+CONFIG: dict[str, Any] = {
+    "patch_size": 1,
+    "in_channels": 4 * 3 * LATENT_SCALE**2,
+    "num_layers": 1,
+    "num_single_layers": 4,
+    "attention_head_dim": 32,
+    "num_attention_heads": 4,
+    "guidance_embeds": False,
+    "axes_dims_rope": (8, 12, 12),
+}
+
+PEAK_RATE = 1e-3
+WEIGHT_DECAY = 0.01
+AVERAGE_DECAY = 0.998
+SMALL_CROP, SMALL_BATCH = 64, 16
+LARGE_BATCH = 4
+"""Of crops of the tile's own size, which the last steps see: attention's reach has to be learned too."""
+LARGE_FROM = 0.7
+MARGIN_PX = 8
+"""Left out of the loss on each side: of every tile that much is context and never shown."""
+DROPPED_SHARE = 0.15
+"""Of the batches see no DINO tokens, so that the model works without; twice as many see them weakened."""
+NOISY_WEIGHT = 0.2
+"""Weight of the samples with noise, whose errors are several times larger."""
+
+
+def train_flux(stage: Stage, gallery: Gallery, out: Path, device: torch.device) -> None:
+    """Train on ``gallery`` and save ``model.json`` and the averaged transformer in ``out``."""
+    torch.manual_seed(stage.seed)
+    spec = make_spec(gallery, out)
+    transformer = build(spec).to(device)
+    average = AveragedModel(transformer, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE_DECAY))
+    denoiser = BundledDenoiser(transformer, spec)
+    optimizer = torch.optim.AdamW(
+        transformer.parameters(), PEAK_RATE, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY
+    )
+
+    def step_once(moment: Moment) -> dict[str, float]:
+        rng, large = moment.rng, moment.progress >= LARGE_FROM
+        side, batch = (TILE, LARGE_BATCH) if large else (SMALL_CROP, SMALL_BATCH)
+        pictures, bases, features = gallery.crops(rng, batch, side, DINO_STRIDE)
+        goal, start = (denoiser.encode(to_tensor(p).to(device)) for p in (pictures, bases))
+        case = draw_case(rng, goal, start)
+        tokens = draw_tokens(rng, torch.from_numpy(features))
+        optimizer.param_groups[0]["lr"] = moment.rate(PEAK_RATE)
+        with torch.autocast(device.type, torch.bfloat16):
+            velocity = denoiser.velocity(case.x, case.sigma, tokens)
+        # Measured in pixels of the picture that one step from the case's noise level would give.
+        scale = case.sigma_start.view(-1, 1, 1, 1)
+        error = denoiser.latents.decode_difference(scale * (velocity - case.velocity))
+        inner = slice(MARGIN_PX, -MARGIN_PX)
+        each = error[:, :, inner, inner].abs().mean((1, 2, 3))
+        loss = (case.weight * each).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(transformer.parameters(), 1.0)
+        optimizer.step()
+        average.update_parameters(transformer)
+        plain = case.plain
+        before = denoiser.latents.decode_difference(start - goal)[:, :, inner, inner].abs().mean((1, 2, 3))
+        return {
+            "loss": loss.item(),
+            "gain": float(1 - each[plain].sum() / before[plain].sum().clamp_min(1e-9)),
+        }
+
+    train(stage, {"transformer": transformer, "average": average, "optimizer": optimizer}, step_once)
+    average.module.save_pretrained(spec.transformer)
+    spec.write()
+
+
+def make_spec(gallery: Gallery, out: Path) -> Spec:
+    """The model's facts; the latents' statistics are those of the gallery's pictures."""
+    channels = 3 * LATENT_SCALE**2
+    plain = BlockDct(LATENT_SCALE, torch.zeros(channels), torch.ones(channels))
+    latents = torch.cat([plain.encode(to_tensor(p[None])) for p in gallery.large[:32]])
+    # No more digits than matter: the file is read by people too.
+    mean, std = (
+        tuple(round(float(v), 4) for v in statistic((0, 2, 3))) for statistic in (latents.mean, latents.std)
+    )
+    return Spec(
+        folder=out,
+        sigma0=SIGMA0,
+        latent_scale=LATENT_SCALE,
+        latent_mean=mean,
+        latent_std=std,
+        tile=TILE,
+        overlap=OVERLAP,
+        pixel_multiple=MULTIPLE,
+        steps=1,
+        dino_dim=gallery.dino_dim,
+        dino_stride=DINO_STRIDE,
+    )
+
+
+def build(spec: Spec) -> FluxTransformer2DModel:
+    """A transformer of `CONFIG` that predicts zero before it has learned anything: the base unchanged."""
+    transformer = FluxTransformer2DModel(
+        **CONFIG, joint_attention_dim=spec.dino_dim, pooled_projection_dim=spec.dino_dim
+    )
+    nn.init.zeros_(transformer.proj_out.weight)
+    nn.init.zeros_(transformer.proj_out.bias)
+    return transformer
+
+
+class Case:
+    """A batch of starts and what the model should answer."""
+
+    def __init__(self, goal: Tensor, start: Tensor, columns: dict[str, Tensor]) -> None:
+        def wide(name: str) -> Tensor:
+            return columns[name].view(-1, 1, 1, 1)
+
+        noisy = start + wide("noise") * torch.randn_like(start)
+        self.sigma_start = columns["sigma"]
+        self.velocity = (noisy - goal) / wide("sigma")
+        self.x = goal + wide("way") * (noisy - goal)
+        self.sigma = columns["sigma"] * columns["way"] * columns["gentle"]
+        self.weight = torch.where(columns["noise"] > 0, NOISY_WEIGHT, 1.0)
+        self.plain = (columns["noise"] == 0) & (columns["way"] == 1) & (columns["gentle"] == 1)
+
+
+def draw_case(rng: np.random.Generator, goal: Tensor, start: Tensor) -> Case:
+    """Most samples go from the base at ``sigma0`` to the picture.
+
+    ``sigma``, ``noise``: where they start, and the noise there; ``way``: how much of the way is still ahead;
+    ``gentle``: the share of the correction that is asked for, which shows in the noise level alone.
+    """
+    n = len(goal)
+    kind = rng.random(n)
+    noisy, partial, gentle = kind < 0.15, (kind < 0.05) | ((kind > 0.15) & (kind < 0.25)), kind > 0.93
+    sigma = np.where(noisy, rng.uniform(SIGMA0, 1, n), SIGMA0)
+    columns = {
+        "sigma": sigma,
+        "noise": sigma - SIGMA0,
+        "way": np.where(partial, rng.uniform(0.2, 1, n), 1.0),
+        "gentle": np.where(gentle, rng.uniform(0.1, 1, n), 1.0),
+    }
+    return Case(goal, start, {k: torch.from_numpy(v).float().to(goal.device) for k, v in columns.items()})
+
+
+def draw_tokens(rng: np.random.Generator, features: Tensor) -> DinoTokens | None:
+    fate = rng.random()
+    if fate < DROPPED_SHARE:
+        return None
+    weakened = fate < 2 * DROPPED_SHARE
+    return DinoTokens(features, float(rng.uniform(0.1, 1)) if weakened else 1.0)

@@ -1,0 +1,119 @@
+"""What the ``flux`` stage looks at: sources the size of photographs, their bases and their DINO features.
+
+The base net and DINO are frozen by then, so their outputs are computed once and kept in files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dino_ray.dino.extract import extract
+from dino_ray.dino.features import FeatureMap
+from dino_ray.dino.loading import Dino, load
+from dino_ray.plan.geometry import Rect, Scaling
+from dino_ray.upsample.base import base_tile
+from dino_ray.upsample.net import load_net
+from training.pool import BICUBIC_SHARE, Pool
+
+Pixels = NDArray[np.uint8]
+
+GRID = 2
+"""A source is so many pool pictures a side: about 512 px, so that DINO's two levels differ as in use."""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Sources with all that a training crop is cut from."""
+
+    large: Pixels
+    """(n, H, W, 3): the truth, canvas_px."""
+    base: NDArray[np.uint16]
+    """(n, H, W, 3): what the base net makes of the source."""
+    features: tuple[FeatureMap, ...]
+
+    @property
+    def dino_dim(self) -> int:
+        return self.features[0].dim
+
+    def crops(
+        self, rng: np.random.Generator, n: int, side: int, stride: int
+    ) -> tuple[Pixels, NDArray[np.float32], NDArray[np.float32]]:
+        """``n`` crops: pictures and bases (n, side, side, 3), tokens (n, rows, cols, dim)."""
+        pictures, bases, tokens = [], [], []
+        _, height, width, _ = self.large.shape
+        for _ in range(n):
+            i = int(rng.integers(len(self.large)))
+            y, x = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
+            window = (i, slice(y, y + side), slice(x, x + side))
+            pictures.append(self.large[window])
+            bases.append(self.base[window])
+            count = side // stride
+            tokens.append(self.features[i].crop(x / 2, y / 2, side / 2, side / 2, count, count))
+        return np.stack(pictures), np.stack(bases).astype(np.float32) * (255 / 65535), np.stack(tokens)
+
+
+def open_gallery(folder: Path, pool: Pool, net: Path, dino_folder: Path, pictures: int, seed: int) -> Gallery:
+    """The gallery of the first ``pictures`` of ``pool``, made with the net and the DINO of those files."""
+    sources = max(1, min(pictures, len(pool.large)) // GRID**2)
+    small, large = _assemble(pool, sources, np.random.default_rng(seed))
+    weights = (net, dino_folder / "model.safetensors")
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in weights) + small.tobytes()).hexdigest()[
+        :12
+    ]
+    path = folder / f"base-{digest}.npy"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(path, _bases(small, net))
+    dino = load(str(dino_folder))
+    return Gallery(large, np.load(path, mmap_mode="r"), tuple(_features(dino, source) for source in small))
+
+
+def _assemble(pool: Pool, sources: int, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
+    """Pictures side by side, (n, h, w, 3) as reduced and (n, 2h, 2w, 3) as painted."""
+    small, large = [], []
+    for s in range(sources):
+        picks = [(s * GRID**2 + k) % len(pool.large) for k in range(GRID**2)]
+        reduced = [pool.bicubic if rng.random() < BICUBIC_SHARE else pool.other for _ in picks]
+        small.append(_mosaic([array[i] for array, i in zip(reduced, picks, strict=True)]))
+        large.append(_mosaic([pool.large[i] for i in picks]))
+    return np.stack(small), np.stack(large)
+
+
+def _mosaic(pictures: list[Pixels]) -> Pixels:
+    rows = [np.concatenate(pictures[r * GRID : (r + 1) * GRID], axis=1) for r in range(GRID)]
+    return np.concatenate(rows, axis=0)
+
+
+def _bases(small: Pixels, net: Path) -> NDArray[np.uint16]:
+    upsampler = load_net(path=net)
+    _, height, width, _ = small.shape
+    scaling = Scaling.from_factor(width, height, 2)
+    whole = Rect(0, 0, scaling.canvas_w, scaling.canvas_h)
+    bases = np.empty((len(small), whole.h, whole.w, 3), np.uint16)
+    for i, source in enumerate(small):
+        made = base_tile(replicating(source), whole, scaling, upsampler)
+        bases[i] = np.rint(made * 65535)
+    return bases
+
+
+def _features(dino: Dino, source: Pixels) -> FeatureMap:
+    read = replicating((source / np.float32(255)).astype(np.float32))
+    with torch.inference_mode():
+        return extract(dino, read, source.shape[1], source.shape[0])
+
+
+def replicating(image: NDArray[np.generic]):  # type: ignore[no-untyped-def]
+    """A reader of windows of ``image`` whose edges go on for ever."""
+
+    def read(rect: Rect) -> NDArray[np.generic]:
+        rows = np.clip(np.arange(rect.y, rect.y1), 0, image.shape[0] - 1)
+        cols = np.clip(np.arange(rect.x, rect.x1), 0, image.shape[1] - 1)
+        return image[rows[:, None], cols[None, :]]
+
+    return read
