@@ -2,7 +2,7 @@
 
 Each photograph is reduced by PIL's bicubic filter. All scores are of BT.601 luma: PSNR without 4 px of
 border, SSIM of Wang et al. 2004 (Gaussian window of sigma 1.5), GMSD of Xue et al. 2014. "base net" and
-"bundled" are the whole program, as a user calls it; "bundled" with its default options.
+"bundled" are the whole program, as a user calls it; "bundled" with its default options, the net in this process.
 
     python scripts/bench/quality.py --json quality.json --sheet quality.png
 """
@@ -95,7 +95,7 @@ METHODS: dict[str, Method] = {
     "bicubic": pil(Image.Resampling.BICUBIC),
     REFERENCE: pil(Image.Resampling.LANCZOS),
     "back-projection": back_projected,
-    "base net": whole_program(model="none", base="net"),
+    "base net": whole_program(model="none", base="net", address="none"),
     "bundled": whole_program(),
 }
 
