@@ -2,7 +2,7 @@
 
 Each photograph is reduced by PIL's bicubic filter. All scores are of BT.601 luma: PSNR without 4 px of
 border, SSIM of Wang et al. 2004 (Gaussian window of sigma 1.5), GMSD of Xue et al. 2014. "base net" and
-"bundled" are the whole program, as a user calls it; "bundled" with its default options, the net in this process.
+"bundled" are the whole program; "bundled" by its default options, "base net" without Ray.
 
     python scripts/bench/quality.py --json quality.json --sheet quality.png
 """
@@ -149,7 +149,7 @@ def table(scores: list[Score], scale: int) -> Table:
         for i, s in enumerate(own):
             cells = (
                 f"{s.psnr:.2f}",
-                f"{s.psnr - level:+.2f}",
+                "" if np.isnan(level) else f"{s.psnr - level:+.2f}",
                 f"{s.ssim:.4f}",
                 f"{s.gmsd:.4f}",
                 f"{s.seconds:.1f}",
