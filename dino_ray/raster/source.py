@@ -179,14 +179,14 @@ def describe_array(array: npt.NDArray[Any], name: str = "array") -> SourceInfo:
         If the array has another shape or type, or no pixels.
     """
     array = np.asarray(array)
-    if array.dtype not in (np.uint8, np.uint16):
+    if array.dtype.kind != "u" or array.dtype.itemsize > 2:
         raise UsageError(f"{name}: has {array.dtype} samples; give uint8 (0 to 255) or uint16 (0 to 65,535)")
     if array.ndim not in (2, 3) or (array.ndim == 3 and not 1 <= array.shape[2] <= 4):
         raise UsageError(f"{name}: has shape {array.shape}; give (height, width) or (height, width, 1 to 4)")
     if array.size == 0:
         raise UsageError(f"{name}: has no pixels (shape {array.shape}); give at least one")
     height, width, bands = _banded(array).shape
-    dtype: Depth = "uint8" if array.dtype == np.uint8 else "uint16"
+    dtype: Depth = "uint8" if array.dtype.itemsize == 1 else "uint16"
     return SourceInfo(name, width, height, bands, dtype, alpha=bands in (2, 4))
 
 
@@ -205,7 +205,10 @@ def ingest_array(array: npt.NDArray[Any], folder: str | Path, name: str = "array
 
     def bands() -> Iterator[tuple[Rect, Pixels]]:
         for y in range(0, info.height, side):
-            yield Rect(0, y, info.width, min(side, info.height - y)), pixels[y : y + side]
+            yield (
+                Rect(0, y, info.width, min(side, info.height - y)),
+                pixels[y : y + side].astype(info.dtype, copy=False),
+            )
 
     return _fill(folder, info, bands(), side)
 
