@@ -87,7 +87,10 @@ def _config_options(function: Command) -> Command:
         default = "" if field.default in (None, "") else f"  [default: {field.default}]"
         options.append(
             click.option(
-                option_name(name), name, metavar=_metavar(field.annotation), help=f"{field.description}{default}"
+                option_name(name),
+                name,
+                metavar=_metavar(field.annotation),
+                help=f"{field.description}{default}",
             )
         )
     for option in options:
@@ -107,12 +110,26 @@ def _metavar(annotation: Any) -> str:
 
 @main.command()
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="INPUT...")
-@click.option("-o", "--output", required=True, metavar="OUTPUT",
-              help="A file (.png .jpg .webp .tif); for several inputs a folder, which gets NAME@2x.png of each.")
-@click.option("--report", metavar="FILE", type=click.Path(path_type=Path),
-              help="Write the run report as JSON; of several inputs, a JSON list.")
-@click.option("--progress", type=click.Choice(["auto", "json", "none"]), default="auto", show_default=True,
-              help="Bars or lines on stderr, or every event as a line of JSON.")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    metavar="OUTPUT",
+    help="A file (.png .jpg .webp .tif); for several inputs a folder, which gets NAME@2x.png of each.",
+)
+@click.option(
+    "--report",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write the run report as JSON; of several inputs, a JSON list.",
+)
+@click.option(
+    "--progress",
+    type=click.Choice(["auto", "json", "none"]),
+    default="auto",
+    show_default=True,
+    help="Bars or lines on stderr, or every event as a line of JSON.",
+)
 @_config_options
 @_command  # fmt: skip
 def upscale(
@@ -156,15 +173,24 @@ def plan(inputs: Sequence[Path], as_json: bool, config: UpscaleConfig) -> None:
 
     previews = [preview(path, config) for path in inputs]
     if as_json:
-        click.echo(json.dumps([p.to_dict() for p in previews] if len(previews) > 1 else previews[0].to_dict(), indent=2))
+        click.echo(
+            json.dumps(
+                [p.to_dict() for p in previews] if len(previews) > 1 else previews[0].to_dict(), indent=2
+            )
+        )
         return
     for p in previews:
         click.echo(p.to_text())
 
 
 @main.command()
-@click.option("--address", default="local", show_default=True, metavar="TEXT",
-              help="Ray cluster to check; local: that one can be started here; none: leave Ray out.")
+@click.option(
+    "--address",
+    default="local",
+    show_default=True,
+    metavar="TEXT",
+    help="Ray cluster to check; local: that one can be started here; none: leave Ray out.",
+)
 @_command  # fmt: skip
 def doctor(address: str) -> int:
     """Check this machine, a cluster and the bundled models."""
@@ -184,7 +210,9 @@ def models() -> None:
     from dino_ray.diffusion.catalogue import KNOWN
 
     for known in KNOWN:
-        click.echo(f"{known.alias:14}{known.repo or ''}\n{'':14}needs {known.needs}\n{'':14}licence: {known.licence}\n")
+        click.echo(
+            f"{known.alias:14}{known.repo or ''}\n{'':14}needs {known.needs}\n{'':14}licence: {known.licence}\n"
+        )
     click.echo("--model also takes a folder with model_index.json, or any hub id of a FLUX.1 model.")
 
 
@@ -205,7 +233,9 @@ def _pairs(inputs: Sequence[Path], output: str, scale: float) -> list[tuple[Path
     taken: dict[Path, Path] = {}
     for path, result in pairs:
         if result in taken:
-            raise UsageError(f"{taken[result]} and {path} would both become {result}; upscale them one by one")
+            raise UsageError(
+                f"{taken[result]} and {path} would both become {result}; upscale them one by one"
+            )
         taken[result] = path
     return pairs
 
@@ -244,7 +274,9 @@ def _say_done(report: Any) -> None:
     )
     if report.poisoned:
         tiles = ", ".join(map(str, report.poisoned))
-        click.echo(f"warning: the model failed on tiles {tiles}; the base stands there (see --report)", err=True)
+        click.echo(
+            f"warning: the model failed on tiles {tiles}; the base stands there (see --report)", err=True
+        )
 
 
 if __name__ == "__main__":

@@ -31,7 +31,9 @@ def examine(address: str) -> Iterator[Finding]:
     address
         Of the Ray cluster, as in ``UpscaleConfig.address``; ``none`` leaves Ray out.
     """
-    yield Finding("python", sys.version_info >= (3, 11), f"{platform.python_version()}, {os.cpu_count()} CPUs")
+    yield Finding(
+        "python", sys.version_info >= (3, 11), f"{platform.python_version()}, {os.cpu_count()} CPUs"
+    )
     for package in PACKAGES:
         yield _package(package)
     checks: dict[str, Callable[[], str]] = {
@@ -77,7 +79,9 @@ def _formats() -> str:
 
     from dino_ray.raster.decode import readable_formats
 
-    return f"libvips {'.'.join(str(pyvips.version(i)) for i in range(3))} reads {', '.join(readable_formats())}"
+    return (
+        f"libvips {'.'.join(str(pyvips.version(i)) for i in range(3))} reads {', '.join(readable_formats())}"
+    )
 
 
 def _disk() -> str:
@@ -98,7 +102,9 @@ def _denoiser() -> str:
     from dino_ray.diffusion import loading
 
     description = loading.load("bundled", "cpu").description
-    return f"loads; tile {description.tile} px, {description.steps} step{'s' if description.steps > 1 else ''}"
+    return (
+        f"loads; tile {description.tile} px, {description.steps} step{'s' if description.steps > 1 else ''}"
+    )
 
 
 def _dino() -> str:

@@ -15,7 +15,6 @@ from dino_ray.config import UpscaleConfig
 from dino_ray.engine.drive import drive
 from dino_ray.engine.protocol import Engine, ImageDone, ImageStarted, ImageTask, Listener, StageStarted
 from dino_ray.errors import DinoRayError, UsageError
-from dino_ray.plan.geometry import Rect
 from dino_ray.raster.canvas import Canvas
 from dino_ray.raster.export import check_output, export, output_dtype
 from dino_ray.raster.source import Source, SourceInfo, describe_array, ingest, ingest_array, probe
@@ -70,7 +69,9 @@ def upscale_images(
             try:
                 with _workspace(image) as folder:
                     canvas = _upscale(image, settings, folder, engine_room, books.listener(listen))
-                    finished(image, canvas, books.report(image.output, image.info.name, canvas, config, settings))
+                    finished(
+                        image, canvas, books.report(image.output, image.info.name, canvas, config, settings)
+                    )
             except DinoRayError as error:
                 if len(images) == 1:
                     raise

@@ -66,8 +66,8 @@ class JobPreview:
             f"{self.tile_height}, overlapping by at least {self.least_overlap}; {self.model_calls} model calls, "
             f"{self.pixels_refined:.2f} pixels refined per pixel\n"
             f"  merge   {self.cells} cells of {self.cell_width} × {self.cell_height}\n"
-            f"  needs   {self.disk_mb:,.0f} MB of disk while it runs; up to {self.tiles_waiting_mb:,.0f} MB of tiles in "
-            "the store"
+            f"  needs   {self.disk_mb:,.0f} MB of disk while it runs; "
+            f"up to {self.tiles_waiting_mb:,.0f} MB of tiles in the store"
         )
 
 
@@ -83,7 +83,9 @@ def preview(source: Path, config: UpscaleConfig) -> JobPreview:
     settings = resolve(config)
     _, grid = settings.layout(info.width, info.height)
     xs, ys = grid.xs, grid.ys
-    overlaps = [a + axis.tile - b for axis in (xs, ys) for a, b in zip(axis.origins, axis.origins[1:], strict=False)]
+    overlaps = [
+        a + axis.tile - b for axis in (xs, ys) for a, b in zip(axis.origins, axis.origins[1:], strict=False)
+    ]
     calls_per_tile = 2 * settings.steps - 1 if settings.sampler == "heun" else settings.steps
     sample_bytes = SAMPLE_BYTES[info.dtype] * info.bands
     tile_mb = xs.tile * ys.tile * info.bands * UINT16_BYTES / 1e6

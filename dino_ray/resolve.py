@@ -118,7 +118,10 @@ def replica_spec(config: UpscaleConfig, settings: Settings) -> ReplicaSpec:
 
 def _without_model(config: UpscaleConfig) -> Settings:
     for field in ("denoise", *MODEL_OPTIONS):
-        if field in config.model_fields_set and getattr(config, field) != UpscaleConfig.model_fields[field].default:
+        if (
+            field in config.model_fields_set
+            and getattr(config, field) != UpscaleConfig.model_fields[field].default
+        ):
             raise UsageError(f"{option_name(field)} needs a diffusion model; leave it out with --model none")
     settings = Settings(
         scale=config.scale,
@@ -130,7 +133,9 @@ def _without_model(config: UpscaleConfig) -> Settings:
         prompt="",
         cfg=None,
         tile=config.tile if config.tile is not None else BASE_TILE,
-        overlap=config.overlap if config.overlap is not None else 0,  # the base is the same however it is tiled
+        overlap=config.overlap
+        if config.overlap is not None
+        else 0,  # the base is the same however it is tiled
         multiple=BASE_MULTIPLE,
         dino=None,
         dino_strength=0.0,
@@ -142,7 +147,9 @@ def _without_model(config: UpscaleConfig) -> Settings:
 
 def _check_conditioning(config: UpscaleConfig, model: Description) -> None:
     if config.prompt and not model.takes_text:
-        raise UsageError(f"--prompt: the model {model.name} takes no text; leave it out, or name a FLUX model")
+        raise UsageError(
+            f"--prompt: the model {model.name} takes no text; leave it out, or name a FLUX model"
+        )
     if config.cfg is not None and model.guidance == "none":
         raise UsageError(f"--cfg: the model {model.name} takes no guidance scale; leave it out")
 
@@ -196,4 +203,7 @@ def _load_dino(name: str, device: str) -> Any:
 def _encode_text(model: str, device: str, dtype: str, prompt: str) -> Mapping[str, np.ndarray]:
     from dino_ray.diffusion import loading
 
-    return {name: value.numpy() for name, value in loading.encode_text(model, prompt, device, DTYPES[dtype]).items()}
+    return {
+        name: value.numpy()
+        for name, value in loading.encode_text(model, prompt, device, DTYPES[dtype]).items()
+    }

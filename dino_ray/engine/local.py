@@ -83,7 +83,9 @@ class LocalEngine:
     def settle(self) -> None:
         self._pending.clear()
         if not self.ready:
-            self._pending.append(self._load)  # after ``prepare``, whose encoders then need not share the memory
+            self._pending.append(
+                self._load
+            )  # after ``prepare``, whose encoders then need not share the memory
 
     def _load(self) -> Event:
         timings = self._replica.load()

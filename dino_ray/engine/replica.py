@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dino_ray.upsample import Upsampler
 
 UINT16_MAX = 65535
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+LUMA = tuple(np.float32(weight) for weight in (0.299, 0.587, 0.114))  # ITU-R BT.601
 
 
 class Replica:
@@ -73,7 +73,9 @@ class Replica:
                 self._dino = self._dino or self._spec.dino()
             with watch("features"):
                 info = task.source.info
-                features = extract(self._dino, lambda rect: _rgb(read_unit(task, rect)), info.width, info.height)
+                features = extract(
+                    self._dino, lambda rect: _rgb(read_unit(task, rect)), info.width, info.height
+                )
         if self._spec.text is not None and task.prompt not in self._text:
             with watch("text"):
                 self._text = {task.prompt: self._spec.text(task.prompt)}
@@ -161,7 +163,9 @@ def merge(task: ImageTask, cell: int, tiles: dict[int, np.ndarray]) -> Timings:
         try:
             task.canvas.write(task.grid.cell_rect(cell), pixels)
         except OSError as error:
-            raise JobError(f"{task.canvas.folder}: the canvas can't be written ({error.strerror or error})") from error
+            raise JobError(
+                f"{task.canvas.folder}: the canvas can't be written ({error.strerror or error})"
+            ) from error
     return watch.timings()
 
 
@@ -217,7 +221,10 @@ def _rgb(pixels: np.ndarray) -> np.ndarray:
 
 
 def _like(rgb: np.ndarray, colour_bands: int) -> np.ndarray:
-    return rgb if colour_bands == 3 else (rgb @ LUMA)[..., None]
+    if colour_bands == 3:
+        return rgb
+    red, green, blue = (rgb[..., band : band + 1] * LUMA[band] for band in range(3))
+    return red + green + blue
 
 
 def _to_uint16(pixels: np.ndarray) -> np.ndarray:

@@ -57,7 +57,9 @@ class Scheduler:
         self._order = {tile: rank for rank, tile in enumerate(grid.tile_order())}
         self._queue: list[tuple[int, int]] = []
         self._cells_left: set[int] = set(range(grid.n_cells)) - already
-        needed = sorted({t for c in self._cells_left for t in grid.cell_tiles(c)}, key=self._order.__getitem__)
+        needed = sorted(
+            {t for c in self._cells_left for t in grid.cell_tiles(c)}, key=self._order.__getitem__
+        )
         for tile in needed:
             heapq.heappush(self._queue, (self._order[tile], tile))
         self._live: dict[int, _Tile] = {}
@@ -115,8 +117,8 @@ class Scheduler:
         flying = {r: list(s.calls) for r, s in self._replicas.items() if s.calls}
         ready = [r for r, s in self._replicas.items() if s.ready]
         return (
-            f"{len(self._cells_left)} cells left, {len(self._queue)} tiles queued, in flight by replica: {flying or 'none'}, "
-            f"ready replicas: {ready or 'none'}, merging: {sorted(self._merging)[:8] or 'none'}"
+            f"{len(self._cells_left)} cells left, {len(self._queue)} tiles queued, "
+            f"in flight by replica: {flying or 'none'}, ready replicas: {ready or 'none'}, merging: {sorted(self._merging)[:8] or 'none'}"
         )
 
     # ---- what happened

@@ -83,7 +83,9 @@ class _Bars:
                 self._show_busy()
             case TileLost(tile, replica, reason):
                 self._flying[replica] -= 1
-                self._progress.console.print(f"tile {tile} failed on replica {replica}, trying again: {reason}")
+                self._progress.console.print(
+                    f"tile {tile} failed on replica {replica}, trying again: {reason}"
+                )
             case TilePoisoned(tile, reason):
                 self._progress.console.print(f"tile {tile} given up, the base takes its place: {reason}")
             case CellDone():
@@ -130,7 +132,11 @@ def plain_lines(stream: IO[str]) -> Listener:
             case ReplicaLost(replica, reason):
                 print(f"replica {replica} lost, its work goes elsewhere: {reason}", file=stream, flush=True)
             case TileLost(tile, replica, reason):
-                print(f"tile {tile} failed on replica {replica}, trying again: {reason}", file=stream, flush=True)
+                print(
+                    f"tile {tile} failed on replica {replica}, trying again: {reason}",
+                    file=stream,
+                    flush=True,
+                )
             case TilePoisoned(tile, reason):
                 print(f"tile {tile} given up, the base takes its place: {reason}", file=stream, flush=True)
             case _:

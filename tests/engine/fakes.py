@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -56,7 +55,7 @@ class Shade:
 
 @dataclass
 class Accident(Shade):
-    """Ends its process, or raises, on tiles as bright as ``above``; ``times`` over all processes, counted in ``folder``."""
+    """Ends its process, or raises, on tiles brighter than ``above``; ``times`` in all, counted in ``folder``."""
 
     folder: Path
     above: float
@@ -86,10 +85,6 @@ def accident(folder: Path, above: float, times: int, kill: bool) -> ReplicaSpec:
 
 def shade() -> ReplicaSpec:
     return ReplicaSpec(upsampler=Lanczos, denoiser=Shade)
-
-
-def text(words: Mapping[str, np.ndarray], prompt: str) -> Mapping[str, np.ndarray]:
-    return words
 
 
 def photograph(height: int = 90, width: int = 140, bands: int = 3) -> np.ndarray:

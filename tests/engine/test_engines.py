@@ -14,7 +14,15 @@ from fakes import accident, make_task, photograph, shade
 
 from dino_ray.engine.drive import drive
 from dino_ray.engine.local import LocalEngine
-from dino_ray.engine.protocol import CellDone, Engine, JobEvent, ReplicaLost, ReplicaSpec, TileDone, TilePoisoned
+from dino_ray.engine.protocol import (
+    CellDone,
+    Engine,
+    JobEvent,
+    ReplicaLost,
+    ReplicaSpec,
+    TileDone,
+    TilePoisoned,
+)
 from dino_ray.errors import JobError, UsageError
 from dino_ray.plan.geometry import Rect
 
@@ -103,14 +111,16 @@ def test_a_tile_that_always_fails_is_named_and_shows_the_base(tmp_path: Path) ->
 def test_a_model_that_fails_on_every_tile_ends_the_job_with_its_reason(tmp_path: Path) -> None:
     with (
         LocalEngine(accident(tmp_path, above=-9, times=999, kill=False)) as engine,
-        pytest.raises(JobError, match="every tile.*too bright"),
+        pytest.raises(JobError, match=r"every tile.*too bright"),
     ):
         run(engine, tmp_path)
 
 
 @pytest.mark.ray
 @pytest.mark.parametrize("workers", [1, 2])
-def test_ray_gives_the_bytes_of_this_process(ray_here: Any, tmp_path: Path, expected: str, workers: int) -> None:
+def test_ray_gives_the_bytes_of_this_process(
+    ray_here: Any, tmp_path: Path, expected: str, workers: int
+) -> None:
     with ray_engine(shade(), workers) as engine:
         assert run(engine, tmp_path)[0] == expected
 
@@ -160,7 +170,7 @@ def test_a_replica_killed_from_outside_costs_time_and_no_pixel(
 def test_models_that_do_not_load_end_the_job_with_their_reason(ray_here: Any, tmp_path: Path) -> None:
     with (
         ray_engine(ReplicaSpec(upsampler=shade().upsampler, denoiser=_no_model)) as engine,
-        pytest.raises(JobError, match="no replica is left: .*no such weights"),
+        pytest.raises(JobError, match=r"no replica is left: .*no such weights"),
     ):
         run(engine, tmp_path)
 
@@ -171,5 +181,5 @@ def _no_model() -> Any:
 
 @pytest.mark.ray
 def test_more_workers_than_the_machine_carries_are_refused_at_once(ray_here: Any) -> None:
-    with pytest.raises(UsageError, match="--workers 9: .*room for 2"), ray_engine(shade(), workers=9):
+    with pytest.raises(UsageError, match=r"--workers 9: .*room for 2"), ray_engine(shade(), workers=9):
         pass

@@ -11,7 +11,9 @@ from dino_ray.engine.scheduler import CALLS_PER_REPLICA, TRIES, Scheduler
 from dino_ray.plan.geometry import Grid, make_grid
 
 grids = st.builds(
-    lambda w, h, tile, overlap: make_grid(w, h, tile=16 * tile, overlap=min(overlap, tile // 2 * 16), multiple=16),
+    lambda w, h, tile, overlap: make_grid(
+        w, h, tile=16 * tile, overlap=min(overlap, tile // 2 * 16), multiple=16
+    ),
     st.integers(1, 200),
     st.integers(1, 200),
     st.integers(2, 6),
