@@ -77,9 +77,12 @@ def run_stage(name: str, args: argparse.Namespace, pool: Pool, device: torch.dev
 
         train_base(stage, pool, weights_folder("upsample/weights", args) / "base.safetensors", device)
     elif name == "dino":
-        from training.selfdistil import train_dino
+        from training.selfdistil import judge_dino, train_dino
 
-        train_dino(stage, pool, weights_folder("dino/weights", args), device)
+        out = weights_folder("dino/weights", args)
+        train_dino(stage, pool, out, device)
+        if not args.smoke:
+            judge_dino(stage, pool, out)
     elif name == "flux":
         from training.flux import train_flux
         from training.gallery import open_gallery

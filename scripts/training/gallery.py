@@ -62,10 +62,7 @@ def open_gallery(folder: Path, pool: Pool, net: Path, dino_folder: Path, picture
     """The gallery of the first ``pictures`` of ``pool``, made with the net and the DINO of those files."""
     sources = max(1, min(pictures, len(pool.large)) // GRID**2)
     small, large = _assemble(pool, sources, np.random.default_rng(seed))
-    weights = (net, dino_folder / "model.safetensors")
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in weights) + small.tobytes()).hexdigest()[
-        :12
-    ]
+    digest = hashlib.sha256(net.read_bytes() + small.tobytes()).hexdigest()[:12]
     path = folder / f"base-{digest}.npy"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)

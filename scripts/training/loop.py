@@ -122,7 +122,11 @@ def _steps_in(budget: Budget, seconds_per_step: float) -> int:
 
 def _log(stage: Stage, step: int, total: int | None, elapsed: float, values: Mapping[str, float]) -> None:
     record = {"stage": stage.name, "step": step, "of": total, "s": round(elapsed, 1)}
-    record |= {name: float(f"{value:.5g}") for name, value in values.items()}
+    note(stage, record | {name: float(f"{value:.5g}") for name, value in values.items()})
+
+
+def note(stage: Stage, record: Mapping[str, Any]) -> None:
+    """Add one JSON line to the stage's log and to what the terminal shows."""
     line = json.dumps(record)
     with stage.log.open("a") as log:
         log.write(line + "\n")

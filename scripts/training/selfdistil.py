@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from transformers.models.dinov2.configuration_dinov2 import Dinov2Config
 from transformers.models.dinov2.modeling_dinov2 import Dinov2Model
 
-from dino_ray.dino.loading import IMAGENET_MEAN, IMAGENET_STD
-from training.loop import Moment, Stage, train
+from dino_ray.dino.loading import IMAGENET_MEAN, IMAGENET_STD, load
+from training.loop import Moment, Stage, note, train
 from training.pool import Pool
+from training.swaps import raw_pixels, swap_auc
 
 PATCH = 14
 SIDE = 8 * PATCH
@@ -131,7 +132,7 @@ def two_crops(pool: Pool, rng: np.random.Generator, batch: int, side: int) -> Te
         for _ in range(2):
             extent = min(int(side * np.exp(rng.uniform(*np.log(CROP_SCALE)))), size)
             y, x = rng.integers(size - extent + 1, size=2)
-            crop = np.ascontiguousarray(pool.large[i, y : y + extent, x : x + extent])
+            crop = np.array(pool.large[i, y : y + extent, x : x + extent])
             image = torch.from_numpy(crop).permute(2, 0, 1)[None].float() / 255
             crops.append(F.interpolate(image, (side, side), mode="bilinear", antialias=True))
     return torch.cat(crops)
@@ -177,3 +178,21 @@ def save_centred(backbone: Dinov2Model, pool: Pool, out: Path) -> None:
     backbone.save_pretrained(out)
     facts = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "patch": PATCH, "range": [0, 1]}
     (out / "preprocessing.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def judge_dino(stage: Stage, pool: Pool, out: Path) -> None:
+    """Log how well features find swapped patches, of the result, of random weights, and of plain pixels."""
+    torch.manual_seed(stage.seed + 1)
+    untrained = stage.work_dir / "untrained-dino"
+    save_centred(Branch().backbone, pool, untrained)
+    subjects = {
+        "trained": load(str(out)),
+        "random": load(str(untrained)),
+        "pixels": raw_pixels(PATCH),
+    }
+    for kind in ("anywhere", "neighbours"):
+        scores = {
+            name: round(swap_auc(features, PATCH, stage.seed + 1, neighbours=kind == "neighbours"), 4)
+            for name, features in subjects.items()
+        }
+        note(stage, {"swap_auc": kind, **scores})

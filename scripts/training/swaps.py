@@ -29,42 +29,62 @@ def raw_pixels(patch: int) -> Features:
     return features
 
 
-def swap_auc(features: Features, patch: int, seed: int, pictures: int = 40, side_patches: int = 18) -> float:
+def swap_auc(
+    features: Features,
+    patch: int,
+    seed: int,
+    *,
+    neighbours: bool = False,
+    pictures: int = 24,
+    side_patches: int = 18,
+) -> float:
     """Area under the ROC curve of ``1 - cosine`` for telling swapped patches from kept ones.
 
     Each picture is compared with itself reduced ×2 with accidents and enlarged again, in which a fifth of the
-    patches have changed places with one another.
+    patches have changed places: with any others, or, much harder to see, with the ``neighbours`` at their right.
     """
     scores, labels = [], []
     for i in range(pictures):
         side = side_patches * patch
         sharp = picture(seed, i, side)
         rng = np.random.default_rng((seed, i, 2))
-        small = torch.from_numpy(reduce_somehow(sharp, rng)).permute(2, 0, 1)[None].float() / 255
+        reference, small = (_tensor(p) for p in (sharp, reduce_somehow(sharp, rng)))
         soft = F.interpolate(small, (side, side), mode="bicubic").clamp(0, 1)
-        swapped = _swap(soft, patch, rng)
-        reference = torch.from_numpy(sharp).permute(2, 0, 1)[None].float() / 255
+        moves = _neighbour_moves(side_patches, rng) if neighbours else _far_moves(side_patches, rng)
         with torch.inference_mode():
-            cosine = F.cosine_similarity(features(reference), features(soft), dim=-1)
+            cosine = F.cosine_similarity(
+                features(reference), features(_moved(soft, moves, side_patches)), dim=-1
+            )
         scores.append((1 - cosine).flatten().numpy())
-        labels.append(swapped)
+        labels.append(moves != np.arange(len(moves)))
     return _auc(np.concatenate(scores), np.concatenate(labels))
 
 
-def _swap(image: Tensor, patch: int, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Rotate a random fifth of ``image``'s patches among themselves, in place; returns which."""
-    cols = image.shape[3] // patch
-    n = cols * (image.shape[2] // patch)
-    chosen = rng.choice(n, int(SWAPPED_SHARE * n), replace=False)
-    before = image.clone()
-    for to, source in zip(chosen, np.roll(chosen, 1), strict=True):
-        (r, c), (rs, cs) = divmod(int(to), cols), divmod(int(source), cols)
-        image[:, :, r * patch : (r + 1) * patch, c * patch : (c + 1) * patch] = before[
-            :, :, rs * patch : (rs + 1) * patch, cs * patch : (cs + 1) * patch
-        ]
-    labels = np.zeros(n, bool)
-    labels[chosen] = True
-    return labels
+def _tensor(pixels: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1)[None]
+
+
+def _far_moves(side: int, rng: np.random.Generator) -> NDArray[np.intp]:
+    """(side²,): which patch comes to each place; a random fifth goes round among itself."""
+    moves = np.arange(side * side)
+    chosen = rng.choice(len(moves), int(SWAPPED_SHARE * len(moves)), replace=False)
+    moves[chosen] = np.roll(chosen, 1)
+    return moves
+
+
+def _neighbour_moves(side: int, rng: np.random.Generator) -> NDArray[np.intp]:
+    """As `_far_moves`, of pairs side by side."""
+    moves = np.arange(side * side).reshape(side, side // 2, 2)
+    chosen = rng.random((side, side // 2)) < SWAPPED_SHARE
+    moves[chosen] = moves[chosen][:, ::-1]
+    return moves.ravel()
+
+
+def _moved(image: Tensor, moves: NDArray[np.intp], side: int) -> Tensor:
+    """``image``, of ``side`` × ``side`` patches, with the patches rearranged."""
+    patch = image.shape[-1] // side
+    patches = F.unfold(image, patch, stride=patch)[:, :, torch.from_numpy(moves)]
+    return F.fold(patches, image.shape[-2:], patch, stride=patch)
 
 
 def _auc(scores: NDArray[np.float32], labels: NDArray[np.bool_]) -> float:
