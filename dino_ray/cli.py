@@ -130,8 +130,8 @@ def _metavar(annotation: Any) -> str:
     show_default=True,
     help="Bars or lines on stderr, or every event as a line of JSON.",
 )
-@_config_options
-@_command  # fmt: skip
+@_command
+@_config_options  # fmt: skip
 def upscale(
     inputs: Sequence[Path], output: str, report: Path | None, progress: str, config: UpscaleConfig
 ) -> int:
@@ -165,8 +165,8 @@ def upscale(
 @main.command()
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="INPUT...")
 @click.option("--json", "as_json", is_flag=True, help="As JSON, a list if there are several inputs.")
-@_config_options
 @_command
+@_config_options
 def plan(inputs: Sequence[Path], as_json: bool, config: UpscaleConfig) -> None:
     """Say what upscaling would do and need, without doing it."""
     from dino_ray.preview import preview

@@ -186,10 +186,6 @@ class _EngineRoom:
         config = self._config
         spec = replica_spec(config, self._settings)
         if config.address == "none":
-            if config.workers not in ("auto", 1):
-                raise UsageError(f"--workers {config.workers}: --address none has one worker, this process")
-            if config.gpus_per_worker is not None:
-                raise UsageError("--gpus-per-worker: --address none places nothing; choose with --device")
             from dino_ray.engine.local import LocalEngine
 
             return LocalEngine(spec)

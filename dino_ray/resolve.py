@@ -71,6 +71,7 @@ def resolve(config: UpscaleConfig) -> Settings:
     UsageError
         If the model is unknown, or an option that was set can't be honoured by it.
     """
+    _check_placement(config)
     if config.model == NO_MODEL:
         return _without_model(config)
     from dino_ray.diffusion import loading
@@ -143,6 +144,15 @@ def _without_model(config: UpscaleConfig) -> Settings:
     )
     settings.layout(1, 1)
     return settings
+
+
+def _check_placement(config: UpscaleConfig) -> None:
+    if config.address != "none":
+        return
+    if config.workers not in ("auto", 1):
+        raise UsageError(f"--workers {config.workers}: --address none has one worker, this process")
+    if config.gpus_per_worker is not None:
+        raise UsageError("--gpus-per-worker: --address none places nothing; choose with --device")
 
 
 def _check_conditioning(config: UpscaleConfig, model: Description) -> None:

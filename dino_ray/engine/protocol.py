@@ -10,9 +10,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from dino_ray.plan.geometry import Grid, Scaling
+from dino_ray.plan.geometry import Grid, Rect, Scaling
 from dino_ray.raster.canvas import Canvas
-from dino_ray.raster.source import Source
+from dino_ray.raster.source import SourceInfo
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +27,17 @@ Handle = object
 
 
 # ---- what travels to a replica
+
+
+class Readable(Protocol):
+    """A source, as a replica sees it: ``raster.Source`` where its store can be reached."""
+
+    @property
+    def info(self) -> SourceInfo: ...
+
+    def read(self, rect: Rect) -> np.ndarray:
+        """Window ``rect`` (source_px) as (h, w, bands), edges replicated where it sticks out."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -55,7 +66,7 @@ class Guide:
 class ImageTask:
     """All that a replica or a merge must know about one image, apart from its guide. A few kilobytes."""
 
-    source: Source
+    source: Readable
     scaling: Scaling
     grid: Grid
     canvas: Canvas

@@ -223,12 +223,14 @@ def _rgb(pixels: np.ndarray) -> np.ndarray:
 def _like(rgb: np.ndarray, colour_bands: int) -> np.ndarray:
     if colour_bands == 3:
         return rgb
-    red, green, blue = (rgb[..., band : band + 1] * LUMA[band] for band in range(3))
-    return red + green + blue
+    # Not a matrix product: that would leave the order of the sum to the library and its threads.
+    luma: np.ndarray = rgb[..., :1] * LUMA[0] + rgb[..., 1:2] * LUMA[1] + rgb[..., 2:] * LUMA[2]
+    return luma
 
 
 def _to_uint16(pixels: np.ndarray) -> np.ndarray:
-    return (np.clip(pixels, 0.0, 1.0) * UINT16_MAX + 0.5).astype(np.uint16)
+    scaled: np.ndarray = np.clip(pixels, 0.0, 1.0) * UINT16_MAX + 0.5
+    return scaled.astype(np.uint16)
 
 
 def _fix_threads(threads: int) -> None:

@@ -118,7 +118,8 @@ class Scheduler:
         ready = [r for r, s in self._replicas.items() if s.ready]
         return (
             f"{len(self._cells_left)} cells left, {len(self._queue)} tiles queued, "
-            f"in flight by replica: {flying or 'none'}, ready replicas: {ready or 'none'}, merging: {sorted(self._merging)[:8] or 'none'}"
+            f"in flight by replica: {flying or 'none'}, ready replicas: {ready or 'none'}, "
+            f"merging: {sorted(self._merging)[:8] or 'none'}"
         )
 
     # ---- what happened

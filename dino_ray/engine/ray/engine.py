@@ -1,31 +1,16 @@
-"""The engine of a cluster, one machine or many: replicas are actors, merges are tasks, tiles stay in the object store.
-
-The only module that imports ray. Ray restarts actors; work is retried by the scheduler, since Ray's own retries
-are pinned to one actor and would wait for it while others idle.
-"""
+"""The engine of a cluster, one machine or many: replicas are actors, merges are tasks, tiles stay in the store."""
 
 from __future__ import annotations
 
 import logging
 import os
-import signal
-import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import ray
-from ray.exceptions import (
-    ActorDiedError,
-    NodeDiedError,
-    ObjectLostError,
-    OutOfMemoryError,
-    RayActorError,
-    RayTaskError,
-    WorkerCrashedError,
-)
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.exceptions import ActorDiedError, RayTaskError
 
 from dino_ray.engine.local import describe_error
 from dino_ray.engine.protocol import (
@@ -43,19 +28,12 @@ from dino_ray.engine.protocol import (
     TileLost,
     Timings,
 )
-from dino_ray.engine.replica import Replica, merge
-from dino_ray.errors import DinoRayError, JobError, UsageError
+from dino_ray.engine.ray.cluster import connect, replica_count, resources_of
+from dino_ray.engine.ray.faults import PROCESS_FAULTS, cause_of, describe_fault
+from dino_ray.engine.ray.workers import FarSource, RayReplica, merge_task, nothing, pinned
+from dino_ray.errors import DinoRayError, JobError
 
 log = logging.getLogger(__name__)
-
-PROCESS_FAULTS = (
-    RayActorError,
-    NodeDiedError,
-    WorkerCrashedError,
-    OutOfMemoryError,
-    ObjectLostError,
-)
-"""A worker, its node or its output is gone: the work itself is not to blame. They share no useful base class."""
 
 RECREATIONS = 3
 """How often a replica whose actor Ray has given up is made anew before it counts as lost for good."""
@@ -68,11 +46,11 @@ MOST_WARM = 4
 
 
 @dataclass(frozen=True)
-class Cluster:
-    """What there is to place replicas on."""
+class _Shared:
+    """A task in the object store, for workers of the driver's node and for those elsewhere."""
 
-    cpus: float
-    gpus: float
+    near: Any
+    far: Any
 
 
 class RayEngine:
@@ -116,31 +94,30 @@ class RayEngine:
         self._tiles: dict[Any, tuple[int, int, Any]] = {}  # timings' ref → tile, replica, pixels' ref
         self._cells: dict[Any, int] = {}
         self._ready: set[int] = set()
+        self._nodes: list[str] = []  # where each replica lives; empty until it has loaded
+        self._here = ""
         self._warm: list[Any] = []
         self._unheard: list[Event] = []
 
     # ---- life
 
     def __enter__(self) -> RayEngine:
-        self._owns_ray = _connect(self._address)
-        node = ray.get_runtime_context().get_node_id()
-        cluster = _resources(next(n["Resources"] for n in ray.nodes() if n["NodeID"] == node))
+        self._owns_ray = connect(self._address)
+        nodes = [resources_of(node["Resources"]) for node in ray.nodes() if node["Alive"]]
         if self._gpus is None:
-            self._gpus = 1.0 if cluster.gpus >= 1 else 0.0
-        self._workers = _replica_count(self._workers, self._most, cluster, self._gpus, self._spec.threads)
-        self.merges_at_once = max(2, int(cluster.cpus) * MERGES_PER_CPU)
-        here = NodeAffinitySchedulingStrategy(node, soft=False)
-        # Merges write to the job's folder, which is this machine's; they ask for no CPU, because the replicas
-        # may hold them all, and a merge that waits for a replica to end would wait for ever.
-        self._merge = ray.remote(_merge).options(
-            num_cpus=0, max_retries=0, scheduling_strategy=here, name="merge"
-        )
-        self._here = here
+            self._gpus = 1.0 if any(node.gpus >= 1 for node in nodes) else 0.0
+        self._workers = replica_count(self._workers, self._most, nodes, self._gpus, self._spec.threads)
+        self._here = ray.get_runtime_context().get_node_id()
+        self.merges_at_once = max(2, MERGES_PER_CPU * (os.cpu_count() or 1))
+        # The job's folder is this machine's, so merges, which write there, and reads run here. They ask for no
+        # CPU: the replicas may hold them all, and a merge that waits for a replica to end would wait for ever.
+        self._merge = pinned(merge_task, self._here, "merge")
         # Merge workers import their libraries while the replicas load, not when the first cell waits for them.
-        warm_up = ray.remote(_nothing).options(num_cpus=0, scheduling_strategy=here, name="warm up")
+        warm_up = pinned(nothing, self._here, "warm up")
         self._warm = [warm_up.remote() for _ in range(min(self._workers, MOST_WARM))]
         for replica in range(self._workers):
-            self._actors.append(self._new_actor(replica))
+            self._actors.append(self._new_actor())
+            self._nodes.append("")
             self._recreated.append(0)
             if replica > 0:  # the first one prepares the image before it loads
                 self._load(replica)
@@ -169,33 +146,35 @@ class RayEngine:
         reason = ""
         for attempt in range(RECREATIONS):
             replica = attempt % len(self._actors)
-            guide, timings = self._actors[replica].prepare.options(num_returns=2).remote(task)
+            # Where that replica lives is not known yet, and the far way works from anywhere.
+            guide, timings = self._actors[replica].prepare.options(num_returns=2).remote(self._far(task))
             if 0 not in self._ready and 0 not in self._loads.values():
                 self._load(0)
             try:
                 return guide, cast(Timings, ray.get(timings))
             except RayTaskError as error:
-                raise _cause(error) from error
+                raise cause_of(error) from error
             except PROCESS_FAULTS as error:
                 reason = describe_fault(error)
                 self._unheard.append(self._revive(replica, error))
         raise JobError(f"the image can't be prepared: {reason}")
 
     def share(self, task: ImageTask) -> Handle:
-        return ray.put(task)
+        return _Shared(ray.put(task), ray.put(self._far(task)))
 
     def submit_tile(self, task: Handle, guide: Handle, call: TileCall, replica: int) -> None:
         method = self._actors[replica].refine.options(num_returns=2, name=f"tile {call.tile}")
-        pixels, timings = method.remote(task, guide, call)
+        pixels, timings = method.remote(self._seen_from(replica, task), guide, call)
         self._tiles[timings] = (call.tile, replica, pixels)
 
     def submit_cell(self, task: Handle, cell: int, tiles: Sequence[tuple[int, Handle]]) -> None:
         numbers = [tile for tile, _ in tiles]
-        self._cells[self._merge.remote(task, cell, numbers, *[handle for _, handle in tiles])] = cell
+        near = cast(_Shared, task).near
+        self._cells[self._merge.remote(near, cell, numbers, *[handle for _, handle in tiles])] = cell
 
     def dino_effect(self, task: Handle, guide: Handle, tile: int) -> DinoEffect:
         replica = min(self._ready, default=0)
-        effect = self._actors[replica].dino_effect.remote(task, guide, tile)
+        effect = self._actors[replica].dino_effect.remote(self._seen_from(replica, task), guide, tile)
         try:
             return cast(DinoEffect, ray.get(effect))
         except (RayTaskError, *PROCESS_FAULTS) as error:  # a measurement is not worth the image
@@ -224,22 +203,22 @@ class RayEngine:
 
     # ---- inside
 
-    def _new_actor(self, replica: int) -> Any:
+    def _far(self, task: ImageTask) -> ImageTask:
+        return replace(task, source=FarSource(task.source, self._here))
+
+    def _seen_from(self, replica: int, task: Handle) -> Any:
+        shared = cast(_Shared, task)
+        return shared.near if self._nodes[replica] == self._here else shared.far
+
+    def _new_actor(self) -> Any:
         gpus = self._gpus or 0.0
+        options = {"num_gpus": gpus, "num_cpus": 0 if gpus else self._spec.threads}
         return (
-            ray.remote(Replica)
-            .options(
-                num_gpus=gpus,
-                num_cpus=0 if gpus else self._spec.threads,
-                max_restarts=-1,
-                max_task_retries=0,
-                scheduling_strategy=self._here,
-            )
-            .remote(self._spec)
+            ray.remote(RayReplica).options(**options, max_restarts=-1, max_task_retries=0).remote(self._spec)
         )
 
     def _load(self, replica: int) -> None:
-        self._loads[self._actors[replica].load.remote()] = replica
+        self._loads[self._actors[replica].load_here.remote()] = replica
 
     def _end(self, ref: Any) -> list[Event]:
         if ref in self._loads:
@@ -251,13 +230,13 @@ class RayEngine:
     def _end_load(self, ref: Any) -> Event:
         replica = self._loads.pop(ref)
         try:
-            timings = cast(Timings, ray.get(ref))
+            node, timings = cast(tuple[str, Timings], ray.get(ref))
         except RayTaskError as error:
-            cause = _cause(error)
-            return ReplicaLost(replica, str(cause), for_good=True)
+            return ReplicaLost(replica, describe_error(cause_of(error)), for_good=True)
         except PROCESS_FAULTS as error:
             return self._revive(replica, error)
         self._ready.add(replica)
+        self._nodes[replica] = node
         self._recreated[replica] = 0
         return ReplicaReady(replica, timings)
 
@@ -266,7 +245,7 @@ class RayEngine:
         try:
             return [TileDone(tile, replica, pixels, cast(Timings, ray.get(ref)))]
         except RayTaskError as error:
-            return [TileLost(tile, replica, describe_error(_cause(error)), replica_died=False)]
+            return [TileLost(tile, replica, describe_error(cause_of(error)), replica_died=False)]
         except PROCESS_FAULTS as error:
             lost = TileLost(tile, replica, describe_fault(error), replica_died=True)
             return [lost, self._revive(replica, error)] if replica in self._ready else [lost]
@@ -276,7 +255,7 @@ class RayEngine:
         try:
             return CellDone(cell, cast(Timings, ray.get(ref)))
         except RayTaskError as error:
-            cause = _cause(error)
+            cause = cause_of(error)
             if isinstance(cause, DinoRayError):
                 raise cause from error
             raise JobError(f"cell {cell} can't be merged: {describe_error(cause)}") from error
@@ -292,91 +271,6 @@ class RayEngine:
             self._recreated[replica] += 1
             if self._recreated[replica] > RECREATIONS:
                 return ReplicaLost(replica, reason, for_good=True)
-            self._actors[replica] = self._new_actor(replica)
+            self._actors[replica] = self._new_actor()
         self._load(replica)
         return ReplicaLost(replica, reason)
-
-
-def look_at(address: str) -> str:
-    """Connect, say what is there, and leave.
-
-    Raises
-    ------
-    UsageError
-        If no cluster answers.
-    """
-    _connect(address)
-    try:
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        resources = ray.cluster_resources()
-        total = _resources(resources)
-        return f"{ray.__version__}; {len(nodes)} node(s), {total.cpus:g} CPUs, {total.gpus:g} GPUs"
-    finally:
-        ray.shutdown()
-
-
-def _merge(task: ImageTask, cell: int, numbers: list[int], *pixels: Any) -> Timings:
-    return merge(task, cell, dict(zip(numbers, pixels, strict=True)))
-
-
-def describe_fault(error: Exception) -> str:
-    """What Ray says of a lost worker or object, as one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if not lines:
-        return type(error).__name__
-    # A failed constructor's message ends with its cause; the others begin with the gist.
-    gist = lines[-1] if "creation task" in lines[0] else lines[0]
-    return f"{type(error).__name__}: {gist.split(' Worker exit')[0]}"
-
-
-def _nothing() -> None:
-    """Runs where merges will run; importing this module was the point."""
-
-
-def _cause(error: RayTaskError) -> Exception:
-    """What the worker raised; errors meant for the user come out as they were."""
-    cause = error.cause
-    if isinstance(cause, DinoRayError):
-        return cause
-    return cause if isinstance(cause, Exception) else JobError(describe_error(error))
-
-
-def _connect(address: str) -> bool:
-    """Returns whether Ray was started or joined here, and so has to be left here."""
-    if ray.is_initialized():
-        return False
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if address == "local":
-        options["include_dashboard"] = False  # nobody looks at it, and it would listen
-    sigterm = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(address=address, **options)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        raise UsageError(
-            f"--address {address}: no Ray cluster answers there ({describe_error(error)}); "
-            "start one with 'ray start --head', or use --address local"
-        ) from error
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, sigterm)  # ray.init puts its own there
-    return True
-
-
-def _resources(resources: Mapping[str, float]) -> Cluster:
-    return Cluster(resources.get("CPU", 0.0), resources.get("GPU", 0.0))
-
-
-def _replica_count(wanted: int | None, most: int, cluster: Cluster, gpus: float, threads: int) -> int:
-    """Replicas to start; a request that the cluster can never place is refused, since Ray would wait in silence."""
-    room = int(cluster.gpus / gpus) if gpus else int(cluster.cpus / threads)
-    if room == 0:
-        need = f"{gpus:g} GPUs" if gpus else f"{threads} CPUs (--threads)"
-        have = f"{cluster.gpus:g} GPUs and {cluster.cpus:g} CPUs"
-        raise UsageError(f"a replica needs {need}, and Ray here has {have}")
-    if wanted is None:
-        return max(1, min(room, most))
-    if wanted > room:
-        kind = f"{cluster.gpus:g} GPUs at --gpus-per-worker {gpus:g}" if gpus else f"{cluster.cpus:g} CPUs"
-        raise UsageError(f"--workers {wanted}: Ray here has {kind}, room for {room}; ask for {room} or fewer")
-    return wanted

@@ -1,0 +1,110 @@
+"""A Ray cluster: joined or started, looked at, and what it has room for."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from dino_ray.engine.local import describe_error
+from dino_ray.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a node, or a cluster, has to place replicas on."""
+
+    cpus: float
+    gpus: float
+
+
+def connect(address: str) -> bool:
+    """Join the Ray at ``address``, or start one here if it is ``local``.
+
+    Returns
+    -------
+    bool
+        Whether that was needed, so that it has to be undone: a process that is connected already stays so.
+
+    Raises
+    ------
+    UsageError
+        If no cluster answers.
+    """
+    if ray.is_initialized():
+        return False
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray would warn at every start that it will one day stop hiding GPUs from workers that hold none.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address == "local":
+        options["include_dashboard"] = False  # nobody looks at it, and it would listen
+    sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address=address, **options)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        raise UsageError(
+            f"--address {address}: no Ray cluster answers there ({describe_error(error)}); "
+            "start one with 'ray start --head', or use --address local"
+        ) from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, sigterm)  # ray.init puts its own there
+    return True
+
+
+def look_at(address: str) -> str:
+    """Connect, say what is there, and leave.
+
+    Raises
+    ------
+    UsageError
+        If no cluster answers.
+    """
+    joined = connect(address)
+    try:
+        nodes = sum(bool(node["Alive"]) for node in ray.nodes())
+        total = resources_of(ray.cluster_resources())
+        return f"{ray.__version__}; {nodes} node(s), {total.cpus:g} CPUs, {total.gpus:g} GPUs"
+    finally:
+        if joined:
+            ray.shutdown()
+
+
+def resources_of(ray_resources: Mapping[str, float]) -> Resources:
+    """Ray's own table of resources, reduced to what replicas use."""
+    return Resources(ray_resources.get("CPU", 0.0), ray_resources.get("GPU", 0.0))
+
+
+def replica_count(
+    wanted: int | None, most: int, nodes: Sequence[Resources], gpus: float, threads: int
+) -> int:
+    """Replicas to start.
+
+    Parameters
+    ----------
+    wanted
+        None: as many as there is room for, up to ``most``.
+    gpus, threads
+        What one replica holds; it must fit on one node.
+
+    Raises
+    ------
+    UsageError
+        If the nodes have no room for them: Ray would wait in silence.
+    """
+    room = sum(int(node.gpus / gpus) if gpus else int(node.cpus / threads) for node in nodes)
+    have = f"{sum(node.gpus for node in nodes):g} GPUs and {sum(node.cpus for node in nodes):g} CPUs"
+    if room == 0:
+        need = f"--gpus-per-worker {gpus:g}" if gpus else f"--threads {threads}"
+        raise UsageError(f"{need}: no machine of this Ray has room for one replica; in all it has {have}")
+    if wanted is None:
+        return min(room, most)
+    if wanted > room:
+        raise UsageError(f"--workers {wanted}: this Ray has {have}, room for {room}; ask for {room} or fewer")
+    return wanted

@@ -1,0 +1,44 @@
+"""Promises of the Ray engine on several machines, played by one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import ray
+from fakes import make_task, shade
+from ray.cluster_utils import Cluster
+
+from dino_ray.engine.drive import drive
+from dino_ray.engine.local import LocalEngine
+from dino_ray.engine.protocol import Engine
+from dino_ray.engine.ray import RayEngine
+
+
+def digest_of(engine: Engine, folder: Path) -> str:
+    folder.mkdir()
+    task = make_task(folder)
+    guide, _ = engine.prepare(task)
+    drive(engine, task, guide, lambda event: None)
+    return task.canvas.sha256()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_replicas_on_other_machines_read_the_source_through_the_store(tmp_path: Path) -> None:
+    """A head without CPUs, so that every replica lives on a node that is not the driver's."""
+    with LocalEngine(shade()) as engine:
+        expected = digest_of(engine, tmp_path / "here")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+        cluster.add_node(num_cpus=1)
+        cluster.add_node(num_cpus=1)
+    try:
+        ray.init(address=cluster.address, log_to_driver=False)
+        with RayEngine(shade(), workers=2) as engine:
+            assert digest_of(engine, tmp_path / "there") == expected
+            assert engine._here not in engine._nodes
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
