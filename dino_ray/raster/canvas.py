@@ -102,7 +102,9 @@ class Canvas:
         JobError
             If the store cannot be written.
         """
-        if rect != self.cell_rect(rect.y // self.cell[0], rect.x // self.cell[1]) or rect.w < 1 or rect.h < 1:
+        row, column = rect.y // self.cell[0], rect.x // self.cell[1]
+        inside = 0 <= row < self.cells[0] and 0 <= column < self.cells[1]
+        if not inside or rect != self.cell_rect(row, column):
             raise ValueError(f"{rect} is not one cell of {self}")
         if pixels.shape != (rect.h, rect.w, self.bands) or pixels.dtype != self.dtype:
             raise ValueError(f"{pixels.shape} {pixels.dtype} does not fit the cell {rect} of {self}")
@@ -131,10 +133,15 @@ class Canvas:
         ------
         ValueError
             If the window is empty or sticks out of the canvas.
+        JobError
+            If a cell's file cannot be read or has lost bytes.
         """
         if not (0 <= rect.x < rect.x1 <= self.width and 0 <= rect.y < rect.y1 <= self.height):
             raise ValueError(f"{rect} is not within {self}")
-        pixels: Pixels = self._array()[rect.slices]
+        try:
+            pixels: Pixels = self._array()[rect.slices]
+        except (OSError, ValueError) as error:
+            raise JobError(f"{self.folder}: cannot be read at {rect} ({error}); check the disk") from error
         return pixels
 
     def rows(self) -> Iterator[Pixels]:
