@@ -453,13 +453,12 @@ def peak_mb():
 folder, width = Path(sys.argv[1]), 2048
 cell = np.random.default_rng(0).integers(0, 256, (256, 512, 3)).astype(np.uint8)
 peaks = []
-for height in (2048, 24 * 1024):
+for height in (1024, 12 * 1024):
     canvas = Canvas.create(folder / "c", width, height, 3, "uint8", (256, 512))
     for row, column in canvas.missing():
         canvas.write(canvas.cell_rect(row, column), cell)
     for suffix in ("jpg", "tif", "png"):
-        if suffix == "jpg" or height < 4096:  # the quickest for the long one
-            export(canvas, SourceInfo("s", width, height, 3, "uint8", False), folder / f"o.{suffix}")
+        export(canvas, SourceInfo("s", width, height, 3, "uint8", False), folder / f"o.{suffix}")
     ingest(folder / "o.png", folder / "s")
     peaks.append(peak_mb())
 print(*peaks)
@@ -467,7 +466,7 @@ print(*peaks)
 
 
 def test_memory_does_not_grow_with_the_image(tmp_path):
-    """Out and in again: twelve times the pixels, 138 MB more of them, and next to no more memory."""
+    """Out and in again: twelve times the pixels, 69 MB more of them, and next to no more memory."""
     done = subprocess.run(
         [sys.executable, "-c", _MEASURE, str(tmp_path)],
         capture_output=True,
@@ -476,4 +475,4 @@ def test_memory_does_not_grow_with_the_image(tmp_path):
         timeout=120,
     )
     small, large = map(float, done.stdout.split())
-    assert large - small < 30
+    assert large - small < 25
