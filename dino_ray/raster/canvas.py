@@ -138,11 +138,7 @@ class Canvas:
         """
         if not (0 <= rect.x < rect.x1 <= self.width and 0 <= rect.y < rect.y1 <= self.height):
             raise ValueError(f"{rect} is not within {self}")
-        try:
-            pixels: Pixels = self._array()[rect.slices]
-        except (OSError, ValueError) as error:
-            raise JobError(f"{self.folder}: cannot be read at {rect} ({error}); check the disk") from error
-        return pixels
+        return store.read(self.folder, (self.height, self.width, self.bands), self.dtype, rect)
 
     def rows(self) -> Iterator[Pixels]:
         """Full-width bands from top to bottom, each one row of cells high: (height, width, bands).

@@ -35,9 +35,9 @@ _LOADERS = {
     "svgload_source": "SVG",
 }
 
-# No lossy or lossless coding of pixels in a JPEG, PNG, GIF or deflated TIFF reaches 16,384 pixels per byte
-# (a 1-bit PNG at deflate's limit of 1:1032 reaches 8,256), and every WebP is smaller than 2^28 pixels. Vector
-# drawings have no such limit.
+# A picture with anything on it stays far below 16,384 pixels per byte: deflate ends at 1:1032, which is 8,256
+# pixels per byte for a blank 1-bit PNG. What is small enough to do no harm may be as blank as it likes (and
+# every WebP is that small); vector drawings have no pixels to count.
 _MAX_PIXELS_PER_BYTE = 16_384
 _ALWAYS_PLAUSIBLE_PIXELS = 2**28
 
@@ -86,10 +86,10 @@ def open_image(path: str | Path) -> Opened:
             if _loader(image).startswith("tiff"):
                 # Tiles that end early are read as far as they go on any other level.
                 image = _load(path, fail_on="warning")
+            plain, notes = _plain(path, image)
         except pyvips.Error as error:
             raise _unreadable(path, one_line(error, heard)) from error
     _check_plausible(path, image, size)
-    plain, notes = _plain(path, image)
     icc, icc_notes = _icc(plain)
     orientation = _field(image, "orientation", 1)
     return Opened(

@@ -112,17 +112,23 @@ class Source:
         Returns
         -------
         ndarray (rect.h, rect.w, bands) of ``info.dtype``, owned by the caller.
+
+        Raises
+        ------
+        JobError
+            If the store cannot be read or has lost bytes.
         """
         if rect.w < 1 or rect.h < 1:
             raise ValueError(f"a window must hold pixels: {rect}")
         info = self.info
-        array = store.open_cached(self.folder, (info.height, info.width, info.bands), info.dtype)
         ys = np.clip(np.arange(rect.y, rect.y + rect.h), 0, info.height - 1)
         xs = np.clip(np.arange(rect.x, rect.x + rect.w), 0, info.width - 1)
-        inside: Pixels = array[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1]
+        x, y = int(xs[0]), int(ys[0])
+        part = Rect(x, y, int(xs[-1]) + 1 - x, int(ys[-1]) + 1 - y)
+        inside = store.read(self.folder, (info.height, info.width, info.bands), info.dtype, part)
         if inside.shape[:2] == (rect.h, rect.w):
             return inside
-        replicated: Pixels = inside[(ys - ys[0])[:, None], (xs - xs[0])[None, :]]
+        replicated: Pixels = inside[(ys - y)[:, None], (xs - x)[None, :]]
         return replicated
 
 
@@ -140,8 +146,8 @@ def probe(path: str | Path) -> SourceInfo:
 def ingest(path: str | Path, folder: str | Path) -> Source:
     """Decode an image file once, top to bottom, into a chunked store that any worker can read windows of.
 
-    Orientation is applied, palettes and fewer than 8 bits are expanded, CMYK and CIELAB become sRGB; RGB and
-    grey keep their numbers and their profile. Memory is bounded by a few bands of rows, whatever the image's
+    Orientation is applied, palettes and fewer than 8 bits are expanded, CMYK becomes sRGB; RGB and grey keep
+    their numbers and their profile. Memory is bounded by a few bands of rows, whatever the image's
     size, except where a format forbids decoding by rows (progressive JPEG, interlaced PNG, WebP, HEIF).
 
     Raises

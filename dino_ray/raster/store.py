@@ -18,6 +18,7 @@ import zarr
 from zarr.core.sync import sync
 
 from dino_ray.errors import JobError
+from dino_ray.plan.geometry import Rect
 
 Depth = Literal["uint8", "uint16"]
 Pixels = npt.NDArray[np.uint8 | np.uint16]
@@ -91,6 +92,22 @@ def open_cached(folder: str, shape: tuple[int, int, int], dtype: Depth) -> ZarrA
             "it was made by another job"
         )
     return array
+
+
+def read(folder: str, shape: tuple[int, int, int], dtype: Depth, rect: Rect) -> Pixels:
+    """Pixels of a window inside an array that has this shape and depth.
+
+    Raises
+    ------
+    JobError
+        If there is no such array, or a chunk cannot be read or has lost bytes.
+    """
+    array = open_cached(folder, shape, dtype)
+    try:
+        pixels: Pixels = array[rect.slices]
+    except (OSError, ValueError) as error:
+        raise JobError(f"{folder}: cannot be read at {rect} ({error}); check the disk") from error
+    return pixels
 
 
 def set_attributes(array: ZarrArray, attributes: Mapping[str, Any]) -> None:
