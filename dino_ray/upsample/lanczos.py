@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,7 +72,7 @@ class Lanczos:
 
     def halo(self, scaling: Scaling) -> int:
         """Source_px that a window needs around what it covers."""
-        spread = max(1 / scaling.factor_x, 1 / scaling.factor_y, 1)
+        spread = max(1 / scaling.factor_x, 1 / scaling.factor_y, Fraction(1))
         return math.ceil(SUPPORT * spread) + 1
 
     def __call__(self, window: Array, window_rect: Rect, rect: Rect, scaling: Scaling) -> Array:

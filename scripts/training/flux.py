@@ -86,12 +86,10 @@ def train_flux(stage: Stage, gallery: Gallery, out: Path, device: torch.device) 
         nn.utils.clip_grad_norm_(transformer.parameters(), 1.0)
         optimizer.step()
         average.update_parameters(transformer)
-        plain = case.plain
-        before = denoiser.latents.decode_difference(start - goal)[:, :, inner, inner].abs().mean((1, 2, 3))
-        return {
-            "loss": loss.item(),
-            "gain": float(1 - each[plain].sum() / before[plain].sum().clamp_min(1e-9)),
-        }
+        with torch.no_grad():
+            untouched = denoiser.latents.decode_difference(start - goal)[:, :, inner, inner].abs()
+            left = each[case.plain].sum() / untouched.mean((1, 2, 3))[case.plain].sum().clamp_min(1e-9)
+        return {"loss": loss.item(), "gain": 1 - left.item()}
 
     train(stage, {"transformer": transformer, "average": average, "optimizer": optimizer}, step_once)
     average.module.save_pretrained(spec.transformer)
