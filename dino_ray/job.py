@@ -14,7 +14,7 @@ import numpy as np
 from dino_ray.config import UpscaleConfig
 from dino_ray.engine.drive import drive
 from dino_ray.engine.protocol import Engine, ImageDone, ImageStarted, ImageTask, Listener, StageStarted
-from dino_ray.errors import DinoRayError, UsageError
+from dino_ray.errors import DinoRayError
 from dino_ray.raster.canvas import Canvas
 from dino_ray.raster.export import check_output, export, output_dtype
 from dino_ray.raster.source import Source, SourceInfo, describe_array, ingest, ingest_array, probe
@@ -113,10 +113,8 @@ def check_file(source: Path, output: Path, config: UpscaleConfig) -> Image:
         If the source can't be read, or the output can't be written or can't hold the result.
     """
     info = probe(source)
-    if output.exists() and output.samefile(source):
-        raise UsageError(f"{output}: is the source itself, which is never overwritten; name another output")
     canvas = resolve(config).layout(info.width, info.height)[0]
-    check_output(output, canvas.canvas_w, canvas.canvas_h, info.bands, info.dtype)
+    check_output(output, canvas.canvas_w, canvas.canvas_h, info.bands, info.dtype, source)
     return Image(source, info, output)
 
 
