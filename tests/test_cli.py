@@ -39,6 +39,16 @@ def test_help_and_the_package_import_no_heavy_library() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_this_process_alone_needs_no_ray(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['ray'] = None\n"
+        "import numpy as np, dino_ray, dino_ray.diffusion.loading, dino_ray.dino.extract, dino_ray.dino.loading\n"
+        "print(dino_ray.upscale(np.zeros((8, 8), np.uint8), model='none', address='none').report.tiles)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "1"
+
+
 def test_upscale_writes_the_output_and_its_report(photo: Path, tmp_path: Path) -> None:
     output, report = tmp_path / "out.png", tmp_path / "r.json"
     result = dino_ray("upscale", photo, "-o", output, "--report", report, "--scale", 3, *QUICK)

@@ -119,7 +119,7 @@ def test_an_untrained_transformer_leaves_the_base_alone(tmp_path):
 
     large = np.stack([picture(0, 0, 64)])
     level = type("Features", (), {"dim": 8})()
-    spec = make_spec(Gallery(large, large.astype(np.uint16) * 257, (level,)), tmp_path)
+    spec = make_spec(Gallery(large, large.astype(np.uint16) * 257, large, (level,)), tmp_path)
     denoiser = BundledDenoiser(build(spec), spec)
     z = denoiser.encode(torch.rand(1, 3, 32, 32))
     assert z.shape == (1, 12, 16, 16)

@@ -39,7 +39,9 @@ def refined(folder: Path, field: np.ndarray, grid: Grid, denoise: float, noise_p
     side = field.shape[0]
     source = ingest_array(field, folder / "source.zarr")
     canvas = Canvas.create(folder / "canvas.zarr", side, side, 3, "uint16", (grid.ys.cell, grid.xs.cell))
-    task = ImageTask(source, Scaling(side, side, side, side), grid, canvas, denoise=denoise, steps=STEPS, seed=7)
+    task = ImageTask(
+        source, Scaling(side, side, side, side), grid, canvas, denoise=denoise, steps=STEPS, seed=7
+    )
     spec = ReplicaSpec(upsampler=Lanczos, denoiser=partial(GrfDenoiser, noise_per_tile=noise_per_tile))
     with LocalEngine(replace(spec, threads=1)) as engine:
         guide, _ = engine.prepare(task)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,23 @@ def digest_of(engine: Engine, folder: Path) -> str:
     guide, _ = engine.prepare(task)
     drive(engine, task, guide, lambda event: None)
     return task.canvas.sha256()
+
+
+LISTENERS = """
+import psutil
+from dino_ray.engine.ray.cluster import connect
+connect("local")
+family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+sockets = [c for p in family for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+assert sockets
+print([f"{c.laddr.ip}:{c.laddr.port}" for c in sockets if c.laddr.ip not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")])
+"""
+
+
+@pytest.mark.ray
+def test_a_ray_that_is_started_here_listens_on_loopback_only() -> None:
+    done = subprocess.run([sys.executable, "-c", LISTENERS], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().splitlines()[-1] == "[]"
 
 
 @pytest.mark.ray

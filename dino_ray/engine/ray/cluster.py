@@ -6,11 +6,13 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 
 from dino_ray.engine.local import describe_error
 from dino_ray.errors import UsageError
@@ -47,7 +49,8 @@ def connect(address: str) -> bool:
         options["include_dashboard"] = False  # nobody looks at it, and it would listen
     sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address=address, **options)
+        with _on_loopback() if address == "local" else nullcontext():
+            ray.init(address=address, **options)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise UsageError(
             f"--address {address}: no Ray cluster answers there ({describe_error(error)}); "
@@ -56,6 +59,20 @@ def connect(address: str) -> bool:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, sigterm)  # ray.init puts its own there
     return True
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Have a Ray that starts within take 127.0.0.1 for its address, as it does on macOS.
+
+    On Linux it would listen on every interface, and it turns a loopback address that it is given into another.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def look_at(address: str) -> str:
