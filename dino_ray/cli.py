@@ -158,7 +158,8 @@ def upscale(
         body = json.dumps([asdict(r) for r in reports], indent=2) if len(images) > 1 else reports[0].to_json()
         write_whole(report, (body + "\n").encode(), "--report")
     for image, error in failures:
-        click.echo(f"dino-ray: {image.source}: {error}", err=True)
+        named = str(error) if str(image.source) in str(error) else f"{image.source}: {error}"
+        click.echo(f"dino-ray: {named}", err=True)
     return max((error.exit_code for _, error in failures), default=0)
 
 

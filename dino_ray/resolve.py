@@ -29,7 +29,7 @@ BASE_MULTIPLE = 16
 DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """The command line's short names to torch's."""
 
-MODEL_OPTIONS = ("steps", "sampler", "prompt", "cfg", "dino", "dino_strength", "seed", "dtype")
+MODEL_OPTIONS = ("denoise", "steps", "sampler", "prompt", "cfg", "dino", "dino_strength", "seed", "dtype")
 """Options that only a diffusion model can honour."""
 
 
@@ -81,7 +81,8 @@ def resolve(config: UpscaleConfig) -> Settings:
     _check_conditioning(config, model)
     dino, strength = _dino(config, model)
     tile = config.tile if config.tile is not None else model.tile
-    overlap = config.overlap if config.overlap is not None else min(model.overlap, tile // 2)
+    half = tile // model.pixel_multiple // 2 * model.pixel_multiple  # the most that the plan allows
+    overlap = config.overlap if config.overlap is not None else min(model.overlap, half)
     settings = Settings(
         scale=config.scale,
         model=model if config.denoise > 0 else None,
@@ -94,7 +95,7 @@ def resolve(config: UpscaleConfig) -> Settings:
         tile=tile,
         overlap=overlap,
         multiple=model.pixel_multiple,
-        dino=dino if config.denoise > 0 else None,
+        dino=dino,
         dino_strength=strength,
         seed=config.seed,
     )
@@ -118,11 +119,9 @@ def replica_spec(config: UpscaleConfig, settings: Settings) -> ReplicaSpec:
 
 
 def _without_model(config: UpscaleConfig) -> Settings:
-    for field in ("denoise", *MODEL_OPTIONS):
-        if (
-            field in config.model_fields_set
-            and getattr(config, field) != UpscaleConfig.model_fields[field].default
-        ):
+    defaults = UpscaleConfig(model=NO_MODEL)
+    for field in MODEL_OPTIONS:
+        if getattr(config, field) != getattr(defaults, field):
             raise UsageError(f"{option_name(field)} needs a diffusion model; leave it out with --model none")
     settings = Settings(
         scale=config.scale,
@@ -175,7 +174,7 @@ def _dino(config: UpscaleConfig, model: Description) -> tuple[str | None, float]
         return None, 0.0
     strength = 1.0 if config.dino_strength is None else config.dino_strength
     name = "bundled" if config.dino == "auto" else config.dino
-    if strength == 0:
+    if strength == 0 or config.denoise == 0:
         return None, 0.0
     from dino_ray.dino import loading
 

@@ -57,6 +57,10 @@ def test_denoise_0_needs_no_model_and_strength_0_no_dino() -> None:
     assert resolve(UpscaleConfig()).dino == "bundled"
 
 
+def test_a_small_tile_brings_its_overlap_down_with_it() -> None:
+    assert resolve(UpscaleConfig(tile=48)).overlap == 16
+
+
 def test_a_config_file_sets_options_and_typed_ones_win(tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
     file.write_text("scale: 4\ndino-strength: 0.5\n")

@@ -50,8 +50,11 @@ MARGIN_PX = 8
 """Left out of the loss on each side: of every tile that much is context and never shown."""
 DROPPED_SHARE = 0.15
 """Of the batches see no DINO tokens, so that the model works without; twice as many see them weakened."""
-NOISY_WEIGHT = 0.2
-"""Weight of the samples with noise, whose errors are several times larger."""
+NOISY_WEIGHT = 0.1
+"""Weight of the samples with noise, whose errors are about ten times larger."""
+SOFT_SHARE, SOFT_UNTIL = 0.6, 0.6
+"""So many samples, until so far, start somewhere between Lanczos and the base: what the base net leaves over is
+too faint to learn from at first, what Lanczos leaves is not."""
 
 
 def train_flux(stage: Stage, gallery: Gallery, out: Path, device: torch.device) -> None:
@@ -68,10 +71,14 @@ def train_flux(stage: Stage, gallery: Gallery, out: Path, device: torch.device) 
     def step_once(moment: Moment) -> dict[str, float]:
         rng, large = moment.rng, moment.progress >= LARGE_FROM
         side, batch = (TILE, LARGE_BATCH) if large else (SMALL_CROP, SMALL_BATCH)
-        pictures, bases, features = gallery.crops(rng, batch, side, DINO_STRIDE)
-        goal, start = (denoiser.encode(to_tensor(p).to(device)) for p in (pictures, bases))
+        crops = gallery.crops(rng, batch, side, DINO_STRIDE)
+        goal, base, plain = (
+            denoiser.encode(to_tensor(p).to(device)) for p in (crops.pictures, crops.bases, crops.plains)
+        )
+        softness = draw_softness(rng, batch, moment.progress).to(device)
+        start = torch.lerp(base, plain, softness.view(-1, 1, 1, 1))
         case = draw_case(rng, goal, start)
-        tokens = draw_tokens(rng, torch.from_numpy(features))
+        tokens = draw_tokens(rng, torch.from_numpy(crops.tokens))
         optimizer.param_groups[0]["lr"] = moment.rate(PEAK_RATE)
         with torch.autocast(device.type, torch.bfloat16):
             velocity = denoiser.velocity(case.x, case.sigma, tokens)
@@ -88,7 +95,8 @@ def train_flux(stage: Stage, gallery: Gallery, out: Path, device: torch.device) 
         average.update_parameters(transformer)
         with torch.no_grad():
             untouched = denoiser.latents.decode_difference(start - goal)[:, :, inner, inner].abs()
-            left = each[case.plain].sum() / untouched.mean((1, 2, 3))[case.plain].sum().clamp_min(1e-9)
+            usual = case.plain & (softness == 0)
+            left = each[usual].sum() / untouched.mean((1, 2, 3))[usual].sum().clamp_min(1e-9)
         return {"loss": loss.item(), "gain": 1 - left.item()}
 
     train(stage, {"transformer": transformer, "average": average, "optimizer": optimizer}, step_once)
@@ -154,7 +162,7 @@ def draw_case(rng: np.random.Generator, goal: Tensor, start: Tensor) -> Case:
     """
     n = len(goal)
     kind = rng.random(n)
-    noisy, partial, gentle = kind < 0.15, (kind < 0.05) | ((kind > 0.15) & (kind < 0.25)), kind > 0.93
+    noisy, partial, gentle = kind < 0.12, (kind < 0.04) | ((kind > 0.12) & (kind < 0.2)), kind > 0.94
     sigma = np.where(noisy, rng.uniform(SIGMA0, 1, n), SIGMA0)
     columns = {
         "sigma": sigma,
@@ -163,6 +171,12 @@ def draw_case(rng: np.random.Generator, goal: Tensor, start: Tensor) -> Case:
         "gentle": np.where(gentle, rng.uniform(0.1, 1, n), 1.0),
     }
     return Case(goal, start, {k: torch.from_numpy(v).float().to(goal.device) for k, v in columns.items()})
+
+
+def draw_softness(rng: np.random.Generator, n: int, progress: float) -> Tensor:
+    """(n,) in [0, 1]: 0 starts from the base, 1 from Lanczos."""
+    soft = (rng.random(n) < SOFT_SHARE) & (progress < SOFT_UNTIL)
+    return torch.from_numpy(np.where(soft, rng.random(n), 0.0)).float()
 
 
 def draw_tokens(rng: np.random.Generator, features: Tensor) -> DinoTokens | None:

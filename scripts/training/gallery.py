@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from dino_ray.dino.extract import extract
 from dino_ray.dino.features import FeatureMap
@@ -28,6 +29,17 @@ GRID = 2
 
 
 @dataclass(frozen=True)
+class Crops:
+    """One batch; pictures are (n, side, side, 3) of 0 to 255."""
+
+    pictures: Pixels
+    bases: NDArray[np.float32]
+    plains: Pixels
+    tokens: NDArray[np.float32]
+    """(n, rows, cols, dim)."""
+
+
+@dataclass(frozen=True)
 class Gallery:
     """Sources with all that a training crop is cut from."""
 
@@ -35,27 +47,28 @@ class Gallery:
     """(n, H, W, 3): the truth, canvas_px."""
     base: NDArray[np.uint16]
     """(n, H, W, 3): what the base net makes of the source."""
+    plain: Pixels
+    """(n, H, W, 3): what Lanczos makes of the source."""
     features: tuple[FeatureMap, ...]
 
     @property
     def dino_dim(self) -> int:
         return self.features[0].dim
 
-    def crops(
-        self, rng: np.random.Generator, n: int, side: int, stride: int
-    ) -> tuple[Pixels, NDArray[np.float32], NDArray[np.float32]]:
-        """``n`` crops: pictures and bases (n, side, side, 3), tokens (n, rows, cols, dim)."""
-        pictures, bases, tokens = [], [], []
+    def crops(self, rng: np.random.Generator, n: int, side: int, stride: int) -> Crops:
+        """``n`` crops of ``side`` canvas_px, with a DINO token for each ``stride`` of them."""
+        pictures, bases, plains, tokens = [], [], [], []
         _, height, width, _ = self.large.shape
+        count = side // stride
         for _ in range(n):
             i = int(rng.integers(len(self.large)))
             y, x = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
             window = (i, slice(y, y + side), slice(x, x + side))
             pictures.append(self.large[window])
-            bases.append(self.base[window])
-            count = side // stride
+            bases.append(self.base[window] * np.float32(255 / 65535))
+            plains.append(self.plain[window])
             tokens.append(self.features[i].crop(x / 2, y / 2, side / 2, side / 2, count, count))
-        return np.stack(pictures), np.stack(bases).astype(np.float32) * (255 / 65535), np.stack(tokens)
+        return Crops(np.stack(pictures), np.stack(bases), np.stack(plains), np.stack(tokens))
 
 
 def open_gallery(folder: Path, pool: Pool, net: Path, dino_folder: Path, pictures: int, seed: int) -> Gallery:
@@ -68,7 +81,14 @@ def open_gallery(folder: Path, pool: Pool, net: Path, dino_folder: Path, picture
         folder.mkdir(parents=True, exist_ok=True)
         np.save(path, _bases(small, net))
     dino = load(str(dino_folder))
-    return Gallery(large, np.load(path, mmap_mode="r"), tuple(_features(dino, source) for source in small))
+    plain = np.stack([_lanczos(source) for source in small])
+    features = tuple(_features(dino, source) for source in small)
+    return Gallery(large, np.load(path, mmap_mode="r"), plain, features)
+
+
+def _lanczos(source: Pixels) -> Pixels:
+    height, width = source.shape[:2]
+    return np.asarray(Image.fromarray(source).resize((2 * width, 2 * height), Image.Resampling.LANCZOS))
 
 
 def _assemble(pool: Pool, sources: int, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
