@@ -20,54 +20,68 @@ class UpscaleConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    scale: float = Field(2.0, ge=1, le=16, description="Enlargement per side; 1 refines in place.")
+    scale: float = Field(default=2.0, ge=1, le=16, description="Enlargement per side; 1 refines in place.")
     model: str = Field(
-        "bundled",
+        default="bundled",
         min_length=1,
         description="Who refines the tiles: bundled, none (the base alone), an alias such as flux-schnell, "
         "a hub id, or a folder of a FLUX.1 model.",
     )
     base: Literal["auto", "net", "lanczos"] = Field(
-        "auto",
+        default="auto",
         description="What every tile starts from: the bundled ×2 net, or Lanczos resampling. "
         "auto: lanczos with --model none, else net.",
     )
     denoise: float = Field(
-        0.25, ge=0, le=1, description="Noise level to start from: more invents more, 0 keeps the base."
+        default=0.25,
+        ge=0,
+        le=1,
+        description="Noise level to start from: more invents more, 0 keeps the base.",
     )
-    steps: int | None = Field(None, ge=1, le=1000, description="Denoising steps from there to a clean image.")
-    sampler: Literal["euler", "heun"] = Field("euler", description="Integrator of the denoising steps.")
-    prompt: str = Field("", description="What the image shows, for models that take text.")
-    cfg: float | None = Field(None, ge=0, le=100, description="Guidance scale, for models that take one.")
-    tile: int | None = Field(None, ge=32, le=8192, description="Side of a tile, in pixels of the result.")
+    steps: int | None = Field(
+        default=None, ge=1, le=1000, description="Denoising steps from there to a clean image."
+    )
+    sampler: Literal["euler", "heun"] = Field(
+        default="euler", description="Integrator of the denoising steps."
+    )
+    prompt: str = Field(default="", description="What the image shows, for models that take text.")
+    cfg: float | None = Field(
+        default=None, ge=0, le=100, description="Guidance scale, for models that take one."
+    )
+    tile: int | None = Field(
+        default=None, ge=32, le=8192, description="Side of a tile, in pixels of the result."
+    )
     overlap: int | None = Field(
-        None, ge=0, le=4096, description="Least overlap of neighbouring tiles, in pixels of the result."
+        default=None,
+        ge=0,
+        le=4096,
+        description="Least overlap of neighbouring tiles, in pixels of the result.",
     )
     dino: str = Field(
-        "auto",
+        default="auto",
         min_length=1,
         description="DINO model whose features steer the tiles: bundled, a hub id or a folder. "
         "auto: the one the model was trained with.",
     )
     dino_strength: float | None = Field(
-        None, ge=0, le=1, description="How strongly DINO features steer the tiles; 0 is off."
+        default=None, ge=0, le=1, description="How strongly DINO features steer the tiles; 0 is off."
     )
-    seed: int = Field(0, ge=0, lt=2**64, description="Seed of the noise field.")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the models run.")
+    seed: int = Field(default=0, ge=0, lt=2**64, description="Seed of the noise field.")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where the models run.")
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="Precision of the diffusion model. auto: bf16 on a GPU, fp32 on a CPU."
+        default="auto", description="Precision of the diffusion model. auto: bf16 on a GPU, fp32 on a CPU."
     )
     workers: Workers = Field(
-        "auto", description="Model replicas. auto: one per GPU, or as many as the CPUs carry."
+        default="auto", description="Model replicas. auto: one per GPU, or as many as the CPUs carry."
     )
     gpus_per_worker: float | None = Field(
-        None, gt=0, le=16, description="GPUs that each replica holds; a fraction shares one."
+        default=None, gt=0, le=16, description="GPUs that each replica holds; a fraction shares one."
     )
     threads: int = Field(
-        1, ge=1, le=256, description="CPU threads per replica; fixed, since pixels can depend on it."
+        default=1, ge=1, le=256, description="CPU threads per replica; fixed, since pixels can depend on it."
     )
     address: str = Field(
-        "local",
+        default="local",
         min_length=1,
         description="Ray cluster to use: an address, auto for the running one, local to start one here, "
         "none to work in this process.",

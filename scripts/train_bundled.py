@@ -19,11 +19,13 @@ from training.loop import Budget, Stage  # noqa: E402
 from training.pool import Pool, PoolSpec, open_pool  # noqa: E402
 
 STAGES = ("data", "dino", "base", "flux")
-DEFAULT_STEPS = {"dino": 4000, "base": 7000, "flux": 6000}
+DEFAULT_STEPS = {"dino": 1600, "base": 6000, "flux": 2700}
+"""What the weights that ship were trained for."""
 SMOKE_STEPS = 8
 POOL = (640, 512)
 SMOKE_POOL = (8, 256)
 GALLERY_PICTURES = 400
+UNSEEN_POOL = (16, 512)
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -53,8 +55,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.smoke:
         args.steps, args.pictures = SMOKE_STEPS, SMOKE_POOL[0]
-        if args.out is None:
-            args.out = args.work_dir / "smoke"
+        args.work_dir = args.work_dir / "smoke"  # beside a real run's pictures and checkpoints, not over them
+        args.out = args.out or args.work_dir / "weights"
     return args
 
 
@@ -84,13 +86,17 @@ def run_stage(name: str, args: argparse.Namespace, pool: Pool, device: torch.dev
         if not args.smoke:
             judge_dino(stage, pool, out)
     elif name == "flux":
-        from training.flux import train_flux
+        from training.flux import judge_flux, train_flux
         from training.gallery import open_gallery
 
+        out = weights_folder("diffusion/bundled/weights", args)
         net = weights_folder("upsample/weights", args) / "base.safetensors"
         dino = weights_folder("dino/weights", args)
-        gallery = open_gallery(args.work_dir / "gallery", pool, net, dino, GALLERY_PICTURES, args.seed)
-        train_flux(stage, gallery, weights_folder("diffusion/bundled/weights", args), device)
+        folder = args.work_dir / "gallery"
+        train_flux(stage, open_gallery(folder, pool, net, dino, GALLERY_PICTURES, args.seed), out, device)
+        if not args.smoke:
+            unseen = open_pool(args.work_dir / "unseen", PoolSpec(args.seed + 1, *UNSEEN_POOL), args.threads)
+            judge_flux(stage, open_gallery(folder, unseen, net, dino, UNSEEN_POOL[0], args.seed), out)
 
 
 def weights_folder(package: str, args: argparse.Namespace) -> Path:

@@ -17,7 +17,7 @@ from dino_ray.engine.protocol import DinoEffect, Guide, ImageTask, ReplicaSpec, 
 from dino_ray.errors import JobError
 from dino_ray.plan import blend, noise
 from dino_ray.plan.geometry import Rect
-from dino_ray.upsample import base_tile
+from dino_ray.upsample import base_tile, unit_range
 
 if TYPE_CHECKING:
     import torch
@@ -72,9 +72,12 @@ class Replica:
             with watch("load_dino"):
                 self._dino = self._dino or self._spec.dino()
             with watch("features"):
-                info = task.source.info
+                source = task.source
                 features = extract(
-                    self._dino, lambda rect: _rgb(read_unit(task, rect)), info.width, info.height
+                    self._dino,
+                    lambda rect: _rgb(unit_range(source.read(rect))),
+                    source.info.width,
+                    source.info.height,
                 )
         if self._spec.text is not None and task.prompt not in self._text:
             with watch("text"):
@@ -96,7 +99,7 @@ class Replica:
         watch = Stopwatch()
         rect = task.grid.tile_rect(call.tile)
         with watch("base"):
-            pixels = base_tile(lambda window: read_unit(task, window), rect, task.scaling, self._upsampler)
+            pixels = base_tile(task.source.read, rect, task.scaling, self._upsampler)
         if call.refine and self._denoiser is not None:
             colour = task.source.info.colour_bands
             refined = self._refine_rgb(self._denoiser, _rgb(pixels[..., :colour]), task, guide, rect, watch)
@@ -191,12 +194,6 @@ def peak_rss_mb() -> float:
     """Largest resident size of this process so far, in MB."""
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-
-
-def read_unit(task: ImageTask, rect: Rect) -> np.ndarray:
-    """A window of the source, ``rect`` in source_px, as float32 (h, w, bands) in [0, 1]."""
-    pixels = task.source.read(rect)
-    return pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
 
 
 def _conditioning(denoiser: Denoiser, task: ImageTask, guide: Guide, rect: Rect) -> Conditioning:

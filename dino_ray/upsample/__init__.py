@@ -6,7 +6,7 @@ nothing else, so a tile is the crop of the whole. Importing this package imports
 
 from __future__ import annotations
 
-from dino_ray.upsample.base import Read, Upsampler, base_tile, load_net
+from dino_ray.upsample.base import Read, Upsampler, base_tile, load_net, unit_range
 from dino_ray.upsample.lanczos import Lanczos
 
-__all__ = ["Lanczos", "Read", "Upsampler", "base_tile", "load_net"]
+__all__ = ["Lanczos", "Read", "Upsampler", "base_tile", "load_net", "unit_range"]

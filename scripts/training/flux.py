@@ -16,13 +16,14 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from dino_ray.diffusion.bundled import load
 from dino_ray.diffusion.bundled.latents import BlockDct
 from dino_ray.diffusion.bundled.model import BundledDenoiser
 from dino_ray.diffusion.bundled.spec import Spec
-from dino_ray.diffusion.denoiser import DinoTokens
+from dino_ray.diffusion.denoiser import Conditioning, DinoTokens
 from training.base import to_tensor
 from training.gallery import Gallery
-from training.loop import Moment, Stage, train
+from training.loop import Moment, Stage, note, train
 
 SIGMA0 = 0.25
 LATENT_SCALE = 2
@@ -185,3 +186,30 @@ def draw_tokens(rng: np.random.Generator, features: Tensor) -> DinoTokens | None
         return None
     weakened = fate < 2 * DROPPED_SHARE
     return DinoTokens(features, float(rng.uniform(0.1, 1)) if weakened else 1.0)
+
+
+@torch.inference_mode()
+def judge_flux(stage: Stage, gallery: Gallery, out: Path, batches: int = 16) -> None:
+    """Log PSNR, in dB over RGB, on pictures that training never saw: the base, and what the model makes of it.
+
+    ``tokens`` are the picture's own; ``none`` leaves them out; ``others`` shows the model another picture's.
+    """
+    denoiser = load(out)
+    inner = slice(MARGIN_PX, -MARGIN_PX)
+    errors: dict[str, list[float]] = {"base": [], "tokens": [], "none": [], "others": []}
+    for batch in range(batches):
+        crops = gallery.crops(np.random.default_rng((stage.seed, batch)), LARGE_BATCH, TILE, DINO_STRIDE)
+        truth, base = to_tensor(crops.pictures), to_tensor(crops.bases)
+        features = torch.from_numpy(crops.tokens)
+        made = {"base": base}
+        for name, dino in (
+            ("tokens", DinoTokens(features, 1.0)),
+            ("none", None),
+            ("others", DinoTokens(features.roll(1, 0), 1.0)),
+        ):
+            x0 = denoiser.predict(denoiser.encode(base), SIGMA0, Conditioning(dino=dino))
+            made[name] = denoiser.decode(x0)
+        for name, pixels in made.items():
+            squares = (pixels.clamp(0, 1) - truth)[:, :, inner, inner].square().mean((1, 2, 3))
+            errors[name] += (-10 * squares.clamp_min(1e-10).log10()).tolist()
+    note(stage, {"psnr": {name: round(float(np.mean(values)), 3) for name, values in errors.items()}})
