@@ -72,6 +72,7 @@ def upscale(
     >>> image.save("photo-2x.png")  # doctest: +SKIP
     """
     from dino_ray.job import upscale_images
+    from dino_ray.resolve import resolve
 
     started = time.monotonic()
     if config is not None:
@@ -84,7 +85,8 @@ def upscale(
         pixels = canvas.read(Rect(0, 0, canvas.width, canvas.height))
         result.append(Upscaled(_as_given(pixels, image, done.info.icc), report))
 
-    upscale_images([job], UpscaleConfig.parse(options), listen or _deaf, finished, started)
+    chosen = UpscaleConfig.parse(options)
+    upscale_images([job], chosen, resolve(chosen), listen or _deaf, finished, started)
     return result[0]
 
 

@@ -139,10 +139,12 @@ def upscale(
     started = time.monotonic()
     from dino_ray.files import check_writable, write_whole
     from dino_ray.job import check_file, upscale_images
+    from dino_ray.resolve import resolve
 
     if report is not None:
         check_writable(report, "--report")
-    images = [check_file(*pair, config) for pair in _pairs(inputs, output, config.scale)]
+    settings = resolve(config)
+    images = [check_file(*pair, settings) for pair in _pairs(inputs, output, config.scale)]
     if progress == "auto":
         _introduce(config)
     reports = []
@@ -153,7 +155,7 @@ def upscale(
             _say_done(image_report)
 
     with _listener(progress) as listen:
-        failures = upscale_images(images, config, listen, finished, started)
+        failures = upscale_images(images, config, settings, listen, finished, started)
     if report is not None:
         body = json.dumps([asdict(r) for r in reports], indent=2) if len(images) > 1 else reports[0].to_json()
         write_whole(report, (body + "\n").encode(), "--report")
@@ -171,8 +173,10 @@ def upscale(
 def plan(inputs: Sequence[Path], as_json: bool, config: UpscaleConfig) -> None:
     """Say what upscaling would do and need, without doing it."""
     from dino_ray.preview import preview
+    from dino_ray.resolve import resolve
 
-    previews = [preview(path, config) for path in inputs]
+    settings = resolve(config)
+    previews = [preview(path, settings) for path in inputs]
     if as_json:
         click.echo(
             json.dumps(

@@ -19,7 +19,7 @@ from dino_ray.raster.canvas import Canvas
 from dino_ray.raster.export import check_output, export, output_dtype
 from dino_ray.raster.source import Source, SourceInfo, describe_array, ingest, ingest_array, probe
 from dino_ray.report.run import Bookkeeper, UpscaleReport
-from dino_ray.resolve import Settings, replica_spec, resolve
+from dino_ray.resolve import Settings, replica_spec
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,12 @@ Finished = Callable[[Image, Canvas, UpscaleReport], None]
 
 
 def upscale_images(
-    images: Sequence[Image], config: UpscaleConfig, listen: Listener, finished: Finished, started: float
+    images: Sequence[Image],
+    config: UpscaleConfig,
+    settings: Settings,
+    listen: Listener,
+    finished: Finished,
+    started: float,
 ) -> list[tuple[Image, DinoRayError]]:
     """Upscale images one after the other, on one pool of replicas that stays warm.
 
@@ -44,6 +49,8 @@ def upscale_images(
     ----------
     images
         From ``check_file`` or ``check_array``.
+    settings
+        What ``resolve`` made of ``config``.
     listen
         Called with every event, in this thread.
     finished
@@ -59,9 +66,8 @@ def upscale_images(
     Raises
     ------
     UsageError
-        If the config can't be honoured, or no engine can be had for it; then nothing has been done.
+        If no engine can be had for the config; then nothing has been done.
     """
-    settings = resolve(config)
     failures = []
     with _EngineRoom(config, settings, images) as engine_room:
         for image in images:
@@ -104,7 +110,7 @@ def _upscale(
     return task.canvas
 
 
-def check_file(source: Path, output: Path, config: UpscaleConfig) -> Image:
+def check_file(source: Path, output: Path, settings: Settings) -> Image:
     """Look at a file's header and at its output's place, before any work.
 
     Raises
@@ -113,7 +119,7 @@ def check_file(source: Path, output: Path, config: UpscaleConfig) -> Image:
         If the source can't be read, or the output can't be written or can't hold the result.
     """
     info = probe(source)
-    canvas = resolve(config).layout(info.width, info.height)[0]
+    canvas = settings.layout(info.width, info.height)[0]
     check_output(output, canvas.canvas_w, canvas.canvas_h, info.bands, info.dtype, source)
     return Image(source, info, output)
 

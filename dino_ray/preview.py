@@ -6,10 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dino_ray.config import UpscaleConfig
 from dino_ray.engine.scheduler import CALLS_PER_REPLICA
 from dino_ray.raster.source import probe
-from dino_ray.resolve import resolve
+from dino_ray.resolve import Settings
 
 UINT16_BYTES = 2  # tiles travel at 16 bits, whatever the source's depth
 SAMPLE_BYTES = {"uint8": 1, "uint16": 2}
@@ -71,16 +70,15 @@ class JobPreview:
         )
 
 
-def preview(source: Path, config: UpscaleConfig) -> JobPreview:
+def preview(source: Path, settings: Settings) -> JobPreview:
     """Lay out the job of one image.
 
     Raises
     ------
     UsageError
-        As the job would: the source can't be read, or an option can't be honoured.
+        As the job would, if the source can't be read.
     """
     info = probe(source)
-    settings = resolve(config)
     _, grid = settings.layout(info.width, info.height)
     xs, ys = grid.xs, grid.ys
     overlaps = [

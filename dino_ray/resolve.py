@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from dino_ray.diffusion.denoiser import Denoiser, Description
     from dino_ray.engine.protocol import ReplicaSpec
     from dino_ray.upsample import Upsampler
+
+log = logging.getLogger(__name__)
 
 NO_MODEL = "none"
 
@@ -79,6 +82,11 @@ def resolve(config: UpscaleConfig) -> Settings:
     model = loading.describe(config.model)
     base: Literal["net", "lanczos"] = "lanczos" if config.base == "lanczos" else "net"
     _check_conditioning(config, model)
+    if config.seed and 0 < config.denoise <= model.noise_free_to:
+        log.warning(
+            "--seed plays no part here: the model %s starts without noise up to --denoise %g",
+            *(model.name, model.noise_free_to),
+        )
     dino, strength = _dino(config, model)
     tile = config.tile if config.tile is not None else model.tile
     half = tile // model.pixel_multiple // 2 * model.pixel_multiple  # the most that the plan allows

@@ -46,6 +46,9 @@ class Description:
     dino_stride: int = 0
     """canvas_px per DINO token, per axis; 0 where it takes none."""
 
+    noise_free_to: float = 0.0
+    """Started at this noise level or below, it gets no noise, and the seed plays no part."""
+
     def __post_init__(self) -> None:
         assert self.pixel_multiple % self.latent_scale == 0
         assert self.tile % self.pixel_multiple == 0

@@ -73,6 +73,7 @@ class Spec:
             guidance="none",
             dino_dim=self.dino_dim,
             dino_stride=self.dino_stride,
+            noise_free_to=self.sigma0,
         )
 
     def write(self) -> None:
