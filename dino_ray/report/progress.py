@@ -41,10 +41,10 @@ def bars(stream: IO[str]) -> Iterator[Listener]:
 
     console = Console(file=stream)
     progress = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         TimeRemainingColumn(elapsed_when_finished=True),
         console=console,
         transient=True,
@@ -73,7 +73,7 @@ class _Bars:
                 self._ready.add(replica)
             case ReplicaLost(replica, reason):
                 self._ready.discard(replica)
-                self._progress.console.print(f"replica {replica} lost, its work goes elsewhere: {reason}")
+                self._say(f"replica {replica} lost, its work goes elsewhere: {reason}")
             case TileStarted(replica=replica):
                 self._flying[replica] = self._flying.get(replica, 0) + 1
                 self._show_busy()
@@ -83,17 +83,18 @@ class _Bars:
                 self._show_busy()
             case TileLost(tile, replica, reason):
                 self._flying[replica] -= 1
-                self._progress.console.print(
-                    f"tile {tile} failed on replica {replica}, trying again: {reason}"
-                )
+                self._say(f"tile {tile} failed on replica {replica}, trying again: {reason}")
             case TilePoisoned(tile, reason):
-                self._progress.console.print(f"tile {tile} given up, the base takes its place: {reason}")
+                self._say(f"tile {tile} given up, the base takes its place: {reason}")
             case CellDone():
                 self._progress.advance(self._cells)
             case ImageDone():
                 self._clear()
             case _:
                 pass
+
+    def _say(self, text: str) -> None:
+        self._progress.console.print(text, markup=False, highlight=False)
 
     def _show_busy(self) -> None:
         busy = sum(count > 0 for count in self._flying.values())
