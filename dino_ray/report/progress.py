@@ -71,6 +71,7 @@ class _Bars:
                 self._cells = self._progress.add_task(f"{name}  cells", total=grid.n_cells, note="")
             case ReplicaReady(replica):
                 self._ready.add(replica)
+                self._show_busy()
             case ReplicaLost(replica, reason):
                 self._ready.discard(replica)
                 self._say(f"replica {replica} lost, its work goes elsewhere: {reason}")
@@ -83,6 +84,7 @@ class _Bars:
                 self._show_busy()
             case TileLost(tile, replica, reason):
                 self._flying[replica] -= 1
+                self._show_busy()
                 self._say(f"tile {tile} failed on replica {replica}, trying again: {reason}")
             case TilePoisoned(tile, reason):
                 self._say(f"tile {tile} given up, the base takes its place: {reason}")
@@ -97,6 +99,8 @@ class _Bars:
         self._progress.console.print(text, markup=False, highlight=False)
 
     def _show_busy(self) -> None:
+        if self._tiles is None:
+            return
         busy = sum(count > 0 for count in self._flying.values())
         total = max(len(self._ready), busy)
         self._progress.update(self._tiles, note=f"{busy} of {total} replicas busy")
