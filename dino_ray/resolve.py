@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from dino_ray.config import UpscaleConfig, option_name
 from dino_ray.errors import UsageError
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from dino_ray.diffusion.denoiser import Denoiser, Description
+    from dino_ray.dino.loading import Dino
     from dino_ray.engine.protocol import ReplicaSpec
     from dino_ray.upsample import Upsampler
 
@@ -211,10 +212,11 @@ def _load_denoiser(model: str, device: str, dtype: str) -> Denoiser:
     return loading.load(model, device, DTYPES[dtype])
 
 
-def _load_dino(name: str, device: str) -> Any:
+def _load_dino(name: str, device: str) -> Dino:
+    from dino_ray.diffusion.loading import pick_device
     from dino_ray.dino import loading
 
-    return loading.load(name, device)
+    return loading.load(name, pick_device(device))
 
 
 def _encode_text(model: str, device: str, dtype: str, prompt: str) -> Mapping[str, np.ndarray]:
