@@ -93,6 +93,7 @@ def _upscale(
     listen(StageStarted("ingest"))
     source = _ingest(image, folder)
     task = _plan(source, image, settings, folder)
+    listen(StageStarted("workers"))
     engine = engine_room.engine()
 
     listen(StageStarted("features"))

@@ -179,7 +179,7 @@ Event = ReplicaReady | ReplicaLost | TileStarted | TileDone | TileLost | TilePoi
 
 @dataclass(frozen=True)
 class StageStarted:
-    """A stage that runs once per image begins (and the one before it ends): ingest, features, tiles, export."""
+    """A stage of the job begins, and the one before it ends: ingest, workers, features, tiles, export."""
 
     stage: str
 

@@ -26,6 +26,7 @@ from dino_ray.engine.protocol import (
 
 STAGES = {
     "ingest": "reading the source",
+    "workers": "starting the workers",
     "features": "loading the models",
     "tiles": "refining",
     "export": "writing the output",
