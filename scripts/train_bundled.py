@@ -19,7 +19,7 @@ from training.loop import Budget, Stage  # noqa: E402
 from training.pool import Pool, PoolSpec, open_pool  # noqa: E402
 
 STAGES = ("data", "dino", "base", "flux")
-DEFAULT_STEPS = {"dino": 1600, "base": 6000, "flux": 2700}
+DEFAULT_STEPS = {"dino": 1600, "base": 6000, "flux": 1300}
 """What the weights that ship were trained for."""
 SMOKE_STEPS = 8
 POOL = (640, 512)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import FluxTransformer2DModel
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -46,16 +47,16 @@ AVERAGE_DECAY = 0.998
 SMALL_CROP, SMALL_BATCH = 64, 16
 LARGE_BATCH = 4
 """Of crops of the tile's own size, which the last steps see: attention's reach has to be learned too."""
-LARGE_FROM = 0.7
+LARGE_FROM = 0.85
 MARGIN_PX = 8
 """Left out of the loss on each side: of every tile that much is context and never shown."""
 DROPPED_SHARE = 0.15
 """Of the batches see no DINO tokens, so that the model works without; twice as many see them weakened."""
 NOISY_WEIGHT = 0.1
 """Weight of the samples with noise, whose errors are about ten times larger."""
-SOFT_SHARE, SOFT_UNTIL = 0.6, 0.6
-"""So many samples, until so far, start somewhere between Lanczos and the base: what the base net leaves over is
-too faint to learn from at first, what Lanczos leaves is not."""
+SOFT_SHARE = 0.6
+"""So many samples start somewhere between Lanczos and the base. What the base net leaves over is too faint to
+learn from alone, and photographs leave more of it than the pictures that the base net was trained on."""
 
 
 def train_flux(stage: Stage, gallery: Gallery, out: Path, device: torch.device) -> None:
@@ -76,7 +77,7 @@ def train_flux(stage: Stage, gallery: Gallery, out: Path, device: torch.device) 
         goal, base, plain = (
             denoiser.encode(to_tensor(p).to(device)) for p in (crops.pictures, crops.bases, crops.plains)
         )
-        softness = draw_softness(rng, batch, moment.progress).to(device)
+        softness = draw_softness(rng, batch).to(device)
         start = torch.lerp(base, plain, softness.view(-1, 1, 1, 1))
         case = draw_case(rng, goal, start)
         tokens = draw_tokens(rng, torch.from_numpy(crops.tokens))
@@ -163,21 +164,21 @@ def draw_case(rng: np.random.Generator, goal: Tensor, start: Tensor) -> Case:
     """
     n = len(goal)
     kind = rng.random(n)
-    noisy, partial, gentle = kind < 0.12, (kind < 0.04) | ((kind > 0.12) & (kind < 0.2)), kind > 0.94
+    # Half-way states only with noise: without, a lower level asks for a part of the correction instead.
+    noisy, partial, gentle = kind < 0.12, kind < 0.05, kind > 0.86
     sigma = np.where(noisy, rng.uniform(SIGMA0, 1, n), SIGMA0)
     columns = {
         "sigma": sigma,
         "noise": sigma - SIGMA0,
         "way": np.where(partial, rng.uniform(0.2, 1, n), 1.0),
-        "gentle": np.where(gentle, rng.uniform(0.1, 1, n), 1.0),
+        "gentle": np.where(gentle, rng.uniform(0.02, 1, n), 1.0),
     }
     return Case(goal, start, {k: torch.from_numpy(v).float().to(goal.device) for k, v in columns.items()})
 
 
-def draw_softness(rng: np.random.Generator, n: int, progress: float) -> Tensor:
+def draw_softness(rng: np.random.Generator, n: int) -> Tensor:
     """(n,) in [0, 1]: 0 starts from the base, 1 from Lanczos."""
-    soft = (rng.random(n) < SOFT_SHARE) & (progress < SOFT_UNTIL)
-    return torch.from_numpy(np.where(soft, rng.random(n), 0.0)).float()
+    return torch.from_numpy(np.where(rng.random(n) < SOFT_SHARE, rng.random(n), 0.0)).float()
 
 
 def draw_tokens(rng: np.random.Generator, features: Tensor) -> DinoTokens | None:
@@ -211,5 +212,11 @@ def judge_flux(stage: Stage, gallery: Gallery, out: Path, batches: int = 16) -> 
             made[name] = denoiser.decode(x0)
         for name, pixels in made.items():
             squares = (pixels.clamp(0, 1) - truth)[:, :, inner, inner].square().mean((1, 2, 3))
-            errors[name] += (-10 * squares.clamp_min(1e-10).log10()).tolist()
-    note(stage, {"psnr": {name: round(float(np.mean(values)), 3) for name, values in errors.items()}})
+            errors[name] += squares.clamp_min(1e-10).tolist()
+
+    def decibels(mean_square: NDArray[np.float64]) -> float:
+        return round(float(-10 * np.log10(mean_square).mean()), 3)
+
+    # Of each crop, which weighs flat ones heavily, and of all crops' errors together, which weighs detail.
+    note(stage, {"psnr_per_crop": {name: decibels(np.array(values)) for name, values in errors.items()}})
+    note(stage, {"psnr_together": {name: decibels(np.mean(values)) for name, values in errors.items()}})
