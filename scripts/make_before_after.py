@@ -1,4 +1,4 @@
-"""Draw docs/before-after.png: crops of the sample image, enlarged by Lanczos and by dino_ray's defaults.
+"""Draw docs/before-after.png: a crop of the sample image, enlarged by Lanczos and by dino_ray's defaults.
 
 python scripts/make_before_after.py docs/sample.jpg docs/before-after.png
 """
@@ -13,8 +13,8 @@ from PIL import Image
 
 import dino_ray
 
-CROPS = ((248, 160, 128, 96), (352, 224, 128, 96))
-"""Windows of the sample, (x, y, w, h) source_px: the boat; the jetty."""
+CROP = (248, 160, 128, 96)
+"""Window of the sample, (x, y, w, h) source_px: the boat."""
 
 SCALE = 2
 SHOWN = 2
@@ -31,16 +31,12 @@ def main(source: Path, output: Path) -> None:
         image = opened.convert("RGB")
     lanczos = image.resize((image.width * SCALE, image.height * SCALE), Image.Resampling.LANCZOS)
     ours = Image.fromarray(np.asarray(dino_ray.upscale(np.asarray(image), scale=SCALE).image))
-    rows = []
-    for x, y, w, h in CROPS:
-        box = (x * SCALE, y * SCALE, (x + w) * SCALE, (y + h) * SCALE)
-        size = (w * SCALE * SHOWN, h * SCALE * SHOWN)
-        rows.append([one.crop(box).resize(size, Image.Resampling.NEAREST) for one in (lanczos, ours)])
-    width, height = rows[0][0].size
-    sheet = Image.new("RGB", (2 * width + GAP, len(rows) * (height + GAP) - GAP), "white")
-    for row, pair in enumerate(rows):
-        for column, crop in enumerate(pair):
-            sheet.paste(crop, (column * (width + GAP), row * (height + GAP)))
+    x, y, w, h = (SCALE * side for side in CROP)
+    size = (w * SHOWN, h * SHOWN)
+    sheet = Image.new("RGB", (2 * size[0] + GAP, size[1]), "white")
+    for column, enlarged in enumerate((lanczos, ours)):
+        crop = enlarged.crop((x, y, x + w, y + h)).resize(size, Image.Resampling.NEAREST)
+        sheet.paste(crop, (column * (size[0] + GAP), 0))
     sheet.save(output, optimize=True)
 
 
