@@ -38,13 +38,20 @@ STAGES = {
 def bars(stream: IO[str]) -> Iterator[Listener]:
     """Tiles, cells, busy replicas and the time left, redrawn in place on a terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Count(MofNCompleteColumn):
+        """Done and total, where there is a total."""
+
+        def render(self, task: Task) -> Text:
+            return Text("") if task.total is None else super().render(task)
 
     console = Console(file=stream)
     progress = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        MofNCompleteColumn(),
+        Count(),
         TextColumn("{task.fields[note]}", markup=False),
         TimeRemainingColumn(elapsed_when_finished=True),
         console=console,
