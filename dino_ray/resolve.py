@@ -124,6 +124,7 @@ def replica_spec(config: UpscaleConfig, settings: Settings) -> ReplicaSpec:
         dino=partial(_load_dino, settings.dino, device) if settings.dino else None,
         text=partial(_encode_text, model, device, config.dtype) if takes_text else None,
         threads=config.threads,
+        torch=settings.model is not None or settings.base == "net",
     )
 
 

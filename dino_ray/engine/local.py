@@ -32,23 +32,25 @@ class LocalEngine:
     merges_at_once = 1
 
     def __init__(self, spec: ReplicaSpec) -> None:
+        self._spec = spec
         self._replica = Replica(spec)
         self._pending: deque[Callable[[], Event]] = deque()
         self._threads: int | None = None
         self.ready: Collection[int] = ()
 
     def __enter__(self) -> LocalEngine:
-        import torch
+        if self._spec.torch:
+            import torch
 
-        self._threads = torch.get_num_threads()
+            self._threads = torch.get_num_threads()
         self.settle()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        import torch
-
         self.settle()
         if self._threads is not None:  # the process is its owner's: leave it as it was
+            import torch
+
             torch.set_num_threads(self._threads)
 
     def prepare(self, task: ImageTask) -> tuple[Handle, Timings]:

@@ -52,6 +52,9 @@ class ReplicaSpec:
     text: Callable[[str], Mapping[str, np.ndarray]] | None = None
     """Prompt to embeddings; None where the model takes no text. Only one replica, for one call, holds the encoders."""
     threads: int = 1
+    """CPU threads of its torch."""
+    torch: bool = True
+    """Whether any of the models runs on torch; without, it is not even imported."""
 
 
 @dataclass(frozen=True)

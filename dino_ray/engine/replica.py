@@ -54,21 +54,21 @@ class Replica:
         """Load the models, unless they are loaded."""
         watch = Stopwatch()
         with watch("load"):
+            self._make_reproducible()
             if self._upsampler is None:
                 self._upsampler = self._spec.upsampler()
             if self._denoiser is None and self._spec.denoiser is not None:
-                _fix_threads(self._spec.threads)
                 self._denoiser = self._spec.denoiser()
         return watch.timings()
 
     def prepare(self, task: ImageTask) -> tuple[Guide, Timings]:
         """What is computed once per image: its DINO features and the prompt's embeddings."""
         watch = Stopwatch()
+        self._make_reproducible()
         features = None
         if self._spec.dino is not None and task.dino_strength > 0:
             from dino_ray.dino.extract import extract
 
-            _fix_threads(self._spec.threads)
             with watch("load_dino"):
                 self._dino = self._dino or self._spec.dino()
             with watch("features"):
@@ -114,6 +114,15 @@ class Replica:
         without, _ = self.refine(task, replace(guide, features=None), TileCall(tile))
         effect = float(np.abs(with_features.astype(np.float64) - without).mean() * 255 / UINT16_MAX)
         return DinoEffect(tile, effect, time.perf_counter() - start)
+
+    def _make_reproducible(self) -> None:
+        if not self._spec.torch:
+            return
+        import torch
+
+        # Sums are split by thread: the same pixels everywhere need the same number everywhere.
+        torch.set_num_threads(self._spec.threads)
+        torch.backends.cudnn.deterministic = True
 
     def _refine_rgb(
         self,
@@ -228,10 +237,3 @@ def _like(rgb: np.ndarray, colour_bands: int) -> np.ndarray:
 def _to_uint16(pixels: np.ndarray) -> np.ndarray:
     scaled: np.ndarray = np.clip(pixels, 0.0, 1.0) * UINT16_MAX + 0.5
     return scaled.astype(np.uint16)
-
-
-def _fix_threads(threads: int) -> None:
-    # Sums are split by thread: the same pixels everywhere need the same number everywhere.
-    import torch
-
-    torch.set_num_threads(threads)

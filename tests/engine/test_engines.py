@@ -183,3 +183,26 @@ def _no_model() -> Any:
 def test_more_workers_than_the_machine_carries_are_refused_at_once(ray_here: Any) -> None:
     with pytest.raises(UsageError, match=r"--workers 9: .*room for 2"), ray_engine(shade(), workers=9):
         pass
+
+
+class Counting:
+    """An upsampler that says how many threads torch has where it runs."""
+
+    def halo(self, scaling: object) -> int:
+        return 0
+
+    def __call__(self, window: np.ndarray, window_rect: Rect, rect: Rect, scaling: object) -> np.ndarray:
+        import torch
+
+        return np.full((rect.h, rect.w, window.shape[2]), torch.get_num_threads() / 255, np.float32)
+
+
+def test_torch_has_the_threads_that_were_asked_for_and_then_what_it_had(tmp_path: Path) -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    with LocalEngine(ReplicaSpec(upsampler=Counting, threads=3)) as engine:
+        run(engine, tmp_path)
+    assert torch.get_num_threads() == before
+    canvas = make_canvas(tmp_path)
+    assert (canvas.read(Rect(0, 0, canvas.width, canvas.height)) == 3).all()
