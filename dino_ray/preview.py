@@ -56,7 +56,8 @@ class JobPreview:
     def to_text(self) -> str:
         """For a person: a few lines."""
         dino = f", DINO {self.dino} at {self.dino_strength:g}" if self.dino else ""
-        how = f"{self.steps} steps from {self.denoise:g}" if self.steps else "no diffusion"
+        steps = f"{self.steps} step{'s' if self.steps > 1 else ''}"
+        how = f"{steps} from noise level {self.denoise:g}" if self.steps else "no diffusion"
         return (
             f"{self.source}: {self.source_width} × {self.source_height} → {self.width} × {self.height}, "
             f"{self.bands} bands of {self.dtype}\n"
