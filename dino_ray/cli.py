@@ -6,19 +6,23 @@ import contextlib
 import functools
 import json
 import logging
+import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
 import click
 
 from dino_ray import __version__
 from dino_ray.config import UpscaleConfig, option_name
 from dino_ray.errors import DinoRayError, UsageError
+
+if TYPE_CHECKING:
+    from dino_ray.resolve import Settings
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C or SIGTERM, as shells have it."""
@@ -84,7 +88,8 @@ def _config_options(function: Command) -> Command:
                      help="Options from a file, by the names above; what is typed wins."),
     ]  # fmt: skip
     for name, field in reversed(UpscaleConfig.model_fields.items()):
-        default = "" if field.default in (None, "") else f"  [default: {field.default}]"
+        shown = "what suits the model" if field.default is None else field.default
+        default = f"  [default: {shown}]" if shown != "" else ""
         options.append(
             click.option(
                 option_name(name),
@@ -137,28 +142,34 @@ def upscale(
 ) -> int:
     """Upscale one or more images."""
     started = time.monotonic()
-    from dino_ray.files import check_writable, write_whole
+    from dino_ray.files import check_place, write_whole
     from dino_ray.job import check_file, upscale_images
     from dino_ray.resolve import resolve
 
+    pairs = _pairs(inputs, output, config.scale)
     if report is not None:
-        check_writable(report, "--report")
+        check_place(report, "--report")
+        if any(_same(report, file) for pair in pairs for file in pair):
+            raise UsageError(f"--report {report}: is an input or an output; name another file")
     settings = resolve(config)
-    images = [check_file(*pair, settings) for pair in _pairs(inputs, output, config.scale)]
+    images = [check_file(*pair, settings) for pair in pairs]
     if progress == "auto":
-        _introduce(config)
-    reports = []
+        _introduce(settings)
+    reports: list[Any] = []
 
     def finished(image: Any, canvas: Any, image_report: Any) -> None:
         reports.append(image_report)
         if progress == "auto":
             _say_done(image_report)
 
-    with _listener(progress) as listen:
-        failures = upscale_images(images, config, settings, listen, finished, started)
-    if report is not None:
-        body = json.dumps([asdict(r) for r in reports], indent=2) if len(images) > 1 else reports[0].to_json()
-        write_whole(report, (body + "\n").encode(), "--report")
+    try:
+        with _listener(progress) as listen:
+            failures = upscale_images(images, config, settings, listen, finished, started)
+    finally:  # what was done before an interruption is reported too
+        if report is not None and reports:
+            said = [asdict(done) for done in reports]
+            body = json.dumps(said if len(images) > 1 else said[0], indent=2, ensure_ascii=False)
+            write_whole(report, (body + "\n").encode(), "--report")
     for image, error in failures:
         named = str(error) if str(image.source) in str(error) else f"{image.source}: {error}"
         click.echo(f"dino-ray: {named}", err=True)
@@ -176,7 +187,8 @@ def plan(inputs: Sequence[Path], as_json: bool, config: UpscaleConfig) -> None:
     from dino_ray.resolve import resolve
 
     settings = resolve(config)
-    previews = [preview(path, settings) for path in inputs]
+    workers = 1 if config.workers == "auto" else config.workers
+    previews = [preview(path, settings, workers) for path in inputs]
     if as_json:
         click.echo(
             json.dumps(
@@ -237,12 +249,20 @@ def _pairs(inputs: Sequence[Path], output: str, scale: float) -> list[tuple[Path
     pairs = [(path, target / f"{path.stem}@{scale:g}x.png") for path in inputs]
     taken: dict[Path, Path] = {}
     for path, result in pairs:
+        overwritten = next((other for other in inputs if _same(result, other)), None)
+        if overwritten is not None:
+            raise UsageError(f"{path} would be written over the input {overwritten}; name another folder")
         if result in taken:
             raise UsageError(
                 f"{taken[result]} and {path} would both become {result}; upscale them one by one"
             )
         taken[result] = path
     return pairs
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two paths lead to one file, which need not exist."""
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 @contextlib.contextmanager
@@ -260,8 +280,8 @@ def _listener(progress: str) -> Iterator[Any]:
         yield shown.plain_lines(sys.stderr)
 
 
-def _introduce(config: UpscaleConfig) -> None:
-    if config.model == "bundled":
+def _introduce(settings: Settings) -> None:
+    if settings.model is not None and settings.model.name == "bundled":
         click.echo(
             "Using the bundled model: small, trained on generated images, made to run anywhere. "
             "For a real one: --model flux-schnell (see dino-ray models).",
@@ -273,8 +293,7 @@ def _say_done(report: Any) -> None:
     click.echo(
         f"{report.output}: {report.width} × {report.height}, {report.tiles} tiles on {report.workers} "
         f"worker{'s' if report.workers > 1 else ''}, {report.wall_s:.1f} s "
-        f"(first tile after {report.first_tile_s:.1f} s; model {report.model_s_per_worker:.1f} s per worker, "
-        f"the rest {report.overhead or 0:.2f} × that)",
+        f"({report.first_tile_s:.1f} s to the first tile; the models alone {report.model_s_per_worker:.1f} s)",
         err=True,
     )
     if report.poisoned:

@@ -15,3 +15,16 @@ class UsageError(DinoRayError):
 
 class JobError(DinoRayError):
     """A valid request failed while it ran."""
+
+
+def describe_error(error: BaseException) -> str:
+    """An exception as one line: what it says, and its kind unless it was written for the user."""
+    if isinstance(error, DinoRayError):
+        return str(error)
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def for_user(error: Exception) -> DinoRayError:
+    """An exception of somebody else's code as one that the command line can print."""
+    return error if isinstance(error, DinoRayError) else JobError(describe_error(error))

@@ -18,35 +18,47 @@ def write_whole(path: Path, content: bytes, option: str) -> None:
     UsageError
         If the folder is missing or can't be written; names ``option``.
     """
+    target = Path(os.path.realpath(path))  # a link stays a link
     try:
-        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, beside = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     except OSError as error:
         raise UsageError(f"{option} {path}: can't be written ({error.strerror})") from error
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
         os.chmod(beside, 0o666 & ~_umask())
-        os.replace(beside, path)
+        os.replace(beside, target)
     except OSError as error:
         with contextlib.suppress(OSError):
             os.unlink(beside)
         raise UsageError(f"{option} {path}: can't be written ({error.strerror})") from error
 
 
-def check_writable(path: Path, option: str) -> None:
+def check_place(path: str | Path, option: str = "") -> None:
     """Refuse, before any work, a file that could not be written after it.
+
+    Parameters
+    ----------
+    option
+        What named the file, for the message.
 
     Raises
     ------
     UsageError
-        If ``path`` is a folder, or its folder is missing or can't be written.
+        If it is a folder or a device, is write-protected, or its folder is missing or can't be written.
     """
-    if path.is_dir():
-        raise UsageError(f"{option} {path}: is a folder; name a file in it")
-    if not path.parent.is_dir():
-        raise UsageError(f"{option} {path}: the folder {path.parent} does not exist; make it first")
-    if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"{option} {path}: the folder {path.parent} can't be written")
+    named = f"{option} {path}".strip()
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise UsageError(f"{named}: is a folder; name a file in it")
+    if target.exists() and not target.is_file():
+        raise UsageError(f"{named}: is not a regular file; name one")
+    if not target.parent.is_dir():
+        raise UsageError(f"{named}: the folder {target.parent} does not exist; create it first")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise UsageError(f"{named}: the folder {target.parent} may not be written to; name another")
+    if target.exists() and not os.access(target, os.W_OK):
+        raise UsageError(f"{named}: exists and is write-protected; name another file")
 
 
 def _umask() -> int:

@@ -1,7 +1,8 @@
-"""The story of a job: ingest, extract, plan, refine and merge, export, report."""
+"""The story of a job: ingest, plan, extract, refine and merge, export, report."""
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,13 +14,24 @@ import numpy as np
 
 from dino_ray.config import UpscaleConfig
 from dino_ray.engine.drive import drive
-from dino_ray.engine.protocol import Engine, ImageDone, ImageStarted, ImageTask, Listener, StageStarted
+from dino_ray.engine.protocol import (
+    DinoEffect,
+    Engine,
+    Handle,
+    ImageDone,
+    ImageStarted,
+    ImageTask,
+    Listener,
+    StageStarted,
+)
 from dino_ray.errors import DinoRayError
 from dino_ray.raster.canvas import Canvas
 from dino_ray.raster.export import check_output, export, output_dtype
 from dino_ray.raster.source import Source, SourceInfo, describe_array, ingest, ingest_array, probe
 from dino_ray.report.run import Bookkeeper, UpscaleReport
 from dino_ray.resolve import Settings, replica_spec
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -75,9 +87,7 @@ def upscale_images(
             try:
                 with _workspace(image) as folder:
                     canvas = _upscale(image, settings, folder, engine_room, books.listener(listen))
-                    finished(
-                        image, canvas, books.report(image.output, image.info.name, canvas, config, settings)
-                    )
+                    finished(image, canvas, books.report(image, canvas, config, settings))
             except DinoRayError as error:
                 if len(images) == 1:
                     raise
@@ -102,13 +112,22 @@ def _upscale(
     listen(StageStarted("tiles"))
     listen(drive(engine, task, guide, listen))
     if settings.dino is not None:
-        listen(engine.dino_effect(engine.share(task), guide, tile=task.grid.n_tiles // 2))
+        listen(_measure_dino(engine, task, guide))
 
     if image.output is not None:
         listen(StageStarted("export"))
         export(task.canvas, source.info, image.output)
     listen(ImageDone(str(image.output or "")))
     return task.canvas
+
+
+def _measure_dino(engine: Engine, task: ImageTask, guide: Handle) -> DinoEffect:
+    tile = task.grid.n_tiles // 2
+    try:
+        return engine.dino_effect(engine.share(task), guide, tile)
+    except DinoRayError as error:  # a measurement is not worth the image
+        log.warning("the effect of DINO could not be measured: %s", error)
+        return DinoEffect(tile, None, 0.0)
 
 
 def check_file(source: Path, output: Path, settings: Settings) -> Image:
@@ -120,8 +139,8 @@ def check_file(source: Path, output: Path, settings: Settings) -> Image:
         If the source can't be read, or the output can't be written or can't hold the result.
     """
     info = probe(source)
-    canvas = settings.layout(info.width, info.height)[0]
-    check_output(output, canvas.canvas_w, canvas.canvas_h, info.bands, info.dtype, source)
+    scaling, _ = settings.layout(info.width, info.height)
+    check_output(output, scaling.canvas_w, scaling.canvas_h, info.bands, info.dtype, source)
     return Image(source, info, output)
 
 
@@ -201,5 +220,5 @@ class _EngineRoom:
             address=config.address,
             workers=None if config.workers == "auto" else config.workers,
             most=self._most_tiles,
-            gpus_per_worker=config.gpus_per_worker,
+            gpus_per_worker=0.0 if config.device == "cpu" or not spec.torch else config.gpus_per_worker,
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dino_ray.engine.scheduler import CALLS_PER_REPLICA
-from dino_ray.raster.source import probe
+from dino_ray.raster.source import probe, stored_bytes
 from dino_ray.resolve import Settings
 
 UINT16_BYTES = 2  # tiles travel at 16 bits, whatever the source's depth
@@ -46,9 +46,9 @@ class JobPreview:
     pixels_refined: float
     """Pixels that pass the model, over pixels of the result: what the overlaps cost."""
     disk_mb: float
-    """The source's and the canvas's stores, beside the output, until it is written."""
+    """The source's and the canvas's stores, beside the output, until it is written; border chunks are whole."""
     tiles_waiting_mb: float
-    """The most pixels of finished tiles that wait for a merge, beside those in flight on one replica."""
+    """The most pixels of tiles in the store: those that wait for a merge, and those in flight."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -71,8 +71,8 @@ class JobPreview:
         )
 
 
-def preview(source: Path, settings: Settings) -> JobPreview:
-    """Lay out the job of one image.
+def preview(source: Path, settings: Settings, workers: int) -> JobPreview:
+    """Lay out the job of one image, for a number of replicas.
 
     Raises
     ------
@@ -86,7 +86,7 @@ def preview(source: Path, settings: Settings) -> JobPreview:
         a + axis.tile - b for axis in (xs, ys) for a, b in zip(axis.origins, axis.origins[1:], strict=False)
     ]
     calls_per_tile = 2 * settings.steps - 1 if settings.sampler == "heun" else settings.steps
-    sample_bytes = SAMPLE_BYTES[info.dtype] * info.bands
+    canvas_bytes = grid.n_cells * xs.cell * ys.cell * SAMPLE_BYTES[info.dtype] * info.bands
     tile_mb = xs.tile * ys.tile * info.bands * UINT16_BYTES / 1e6
     return JobPreview(
         source=str(source),
@@ -113,6 +113,6 @@ def preview(source: Path, settings: Settings) -> JobPreview:
         cell_height=ys.cell,
         model_calls=grid.n_tiles * calls_per_tile if settings.model else 0,
         pixels_refined=round(grid.n_tiles * xs.tile * ys.tile / (grid.width * grid.height), 3),
-        disk_mb=round((info.width * info.height + grid.width * grid.height) * sample_bytes / 1e6, 1),
-        tiles_waiting_mb=round((grid.max_waiting() + CALLS_PER_REPLICA) * tile_mb, 1),
+        disk_mb=round((stored_bytes(info) + canvas_bytes) / 1e6, 1),
+        tiles_waiting_mb=round((grid.max_waiting() + CALLS_PER_REPLICA * workers) * tile_mb, 1),
     )

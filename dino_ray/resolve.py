@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -33,8 +33,11 @@ BASE_MULTIPLE = 16
 DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """The command line's short names to torch's."""
 
-MODEL_OPTIONS = ("denoise", "steps", "sampler", "prompt", "cfg", "dino", "dino_strength", "seed", "dtype")
+MODEL_OPTIONS = ("steps", "sampler", "prompt", "cfg", "dino", "dino_strength", "seed", "dtype")
 """Options that only a diffusion model can honour."""
+
+TORCH_OPTIONS = ("device", "threads", "gpus_per_worker")
+"""Options that only a net can honour, of diffusion or not."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,15 @@ def resolve(config: UpscaleConfig) -> Settings:
             "--seed plays no part here: the model %s starts without noise up to --denoise %g",
             *(model.name, model.noise_free_to),
         )
+    if config.denoise == 0:
+        _refuse(
+            config, MODEL_OPTIONS, "has nothing to act on: --denoise 0 keeps the base; leave one of them out"
+        )
+    steps = config.steps if config.steps is not None else model.steps
+    if config.sampler == "heun" and steps == 1:
+        raise UsageError(
+            "--sampler heun: differs from euler from --steps 2 on; raise --steps or leave it out"
+        )
     dino, strength = _dino(config, model)
     tile = config.tile if config.tile is not None else model.tile
     half = tile // model.pixel_multiple // 2 * model.pixel_multiple  # the most that the plan allows
@@ -97,7 +109,7 @@ def resolve(config: UpscaleConfig) -> Settings:
         model=model if config.denoise > 0 else None,
         base=base,
         denoise=config.denoise,
-        steps=config.steps if config.steps is not None else model.steps,
+        steps=steps,
         sampler=config.sampler,
         prompt=config.prompt,
         cfg=config.cfg if config.cfg is not None else model.cfg,
@@ -128,11 +140,19 @@ def replica_spec(config: UpscaleConfig, settings: Settings) -> ReplicaSpec:
     )
 
 
+def _refuse(config: UpscaleConfig, fields: Sequence[str], why: str) -> None:
+    """Refuse options that were given another value than their default, and would be ignored."""
+    for field in fields:
+        if getattr(config, field) != UpscaleConfig.model_fields[field].default:
+            raise UsageError(f"{option_name(field)} {why}")
+
+
 def _without_model(config: UpscaleConfig) -> Settings:
-    defaults = UpscaleConfig(model=NO_MODEL)
-    for field in MODEL_OPTIONS:
-        if getattr(config, field) != getattr(defaults, field):
-            raise UsageError(f"{option_name(field)} needs a diffusion model; leave it out with --model none")
+    _refuse(config, ("denoise", *MODEL_OPTIONS), "needs a diffusion model; leave it out with --model none")
+    if config.base != "net":
+        _refuse(
+            config, TORCH_OPTIONS, "has nothing to act on: Lanczos resampling runs as it is; leave it out"
+        )
     settings = Settings(
         scale=config.scale,
         model=None,
@@ -156,6 +176,11 @@ def _without_model(config: UpscaleConfig) -> Settings:
 
 
 def _check_placement(config: UpscaleConfig) -> None:
+    gpus = config.gpus_per_worker
+    if gpus is not None and config.device == "cpu":
+        raise UsageError("--gpus-per-worker: --device cpu uses none; leave one of them out")
+    if gpus is not None and gpus > 1 and gpus != int(gpus):
+        raise UsageError(f"--gpus-per-worker {gpus:g}: above 1 it must be a whole number")
     if config.address != "none":
         return
     if config.workers not in ("auto", 1):
@@ -184,6 +209,8 @@ def _dino(config: UpscaleConfig, model: Description) -> tuple[str | None, float]
         return None, 0.0
     strength = 1.0 if config.dino_strength is None else config.dino_strength
     name = "bundled" if config.dino == "auto" else config.dino
+    if strength == 0 and config.dino != "auto":
+        raise UsageError("--dino: --dino-strength 0 uses no features; leave one of them out")
     if strength == 0 or config.denoise == 0:
         return None, 0.0
     from dino_ray.dino import loading

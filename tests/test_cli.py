@@ -90,7 +90,7 @@ def test_several_inputs_go_to_a_folder_and_one_report(photo: Path, tmp_path: Pat
     result = dino_ray("upscale", photo, second, "-o", out, "--report", report, *QUICK)
     assert result.exit_code == 0, result.output
     assert sorted(p.name for p in out.iterdir()) == ["photo@2x.png", "second@2x.png"]
-    assert [r["source"] for r in json.loads(report.read_text())] == ["photo.png", "second.png"]
+    assert [r["source"] for r in json.loads(report.read_text())] == [str(photo), str(second)]
 
 
 def test_an_image_that_fails_does_not_stop_the_others(photo: Path, tmp_path: Path) -> None:
@@ -104,6 +104,32 @@ def test_an_image_that_fails_does_not_stop_the_others(photo: Path, tmp_path: Pat
     assert result.exit_code == 2
     assert "broken.png" in result.stderr
     assert [p.name for p in out.iterdir()] == ["photo@2x.png"]
+
+
+def test_no_input_is_written_over_by_anothers_output(photo: Path, tmp_path: Path) -> None:
+    victim = tmp_path / "photo@2x.png"
+    victim.write_bytes(photo.read_bytes())
+    result = dino_ray("upscale", photo, victim, "-o", tmp_path, *QUICK)
+    assert result.exit_code == 2
+    assert "would be written over the input" in result.stderr
+    assert victim.read_bytes() == photo.read_bytes()
+
+
+@pytest.mark.parametrize("target", ["photo.png", "out.png"])
+def test_the_report_is_never_written_over_an_image(photo: Path, tmp_path: Path, target: str) -> None:
+    before = photo.read_bytes()
+    result = dino_ray("upscale", photo, "-o", tmp_path / "out.png", "--report", tmp_path / target, *QUICK)
+    assert result.exit_code == 2
+    assert "is an input or an output" in result.stderr
+    assert photo.read_bytes() == before
+
+
+def test_a_report_that_is_a_link_stays_one(photo: Path, tmp_path: Path) -> None:
+    link = tmp_path / "r.json"
+    link.symlink_to(tmp_path / "real.json")
+    assert dino_ray("upscale", photo, "-o", tmp_path / "o.png", "--report", link, *QUICK).exit_code == 0
+    assert link.is_symlink()
+    assert json.loads((tmp_path / "real.json").read_text())["width"] == 180
 
 
 def test_two_inputs_that_would_become_one_file_are_refused(photo: Path, tmp_path: Path) -> None:
@@ -165,12 +191,21 @@ def test_the_source_is_never_written_over(photo: Path) -> None:
     assert photo.read_bytes() == before
 
 
-def test_an_existing_output_survives_a_job_that_fails(photo: Path, tmp_path: Path) -> None:
+def test_an_existing_output_survives_an_export_that_fails(
+    photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     output = tmp_path / "out.png"
     output.write_bytes(b"precious")
-    photo.write_bytes(photo.read_bytes()[:150])
-    assert dino_ray("upscale", photo, "-o", output, *QUICK).exit_code == 2
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dino_ray.raster.export.os.replace", full)
+    result = dino_ray("upscale", photo, "-o", output, *QUICK)
+    assert result.exit_code == 1
+    assert "No space left" in result.stderr
     assert output.read_bytes() == b"precious"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.png", "photo.png"]
 
 
 def test_progress_as_json_is_one_event_a_line(photo: Path, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_the_bundled_model_restores_what_a_reduction_took(face: np.ndarray) -> N
     assert report.model["name"] == "bundled"
 
 
-def test_swapping_dinos_features_changes_pixels_and_the_report_says_how_much(face: np.ndarray) -> None:
+def test_dino_strength_changes_pixels_and_the_report_says_how_much(face: np.ndarray) -> None:
     small = reduced(face)
     with_dino, report = dino_ray.upscale(small, **HERE)
     without, silent = dino_ray.upscale(small, dino_strength=0, **HERE)
@@ -137,6 +137,15 @@ def test_what_schnell_cannot_do_is_refused(tmp_path: Path, options: list[str], s
     result = CliRunner().invoke(main, [str(arg) for arg in args])
     assert result.exit_code == 2
     assert says in result.stderr
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_picture_that_a_cpu_gives(face: np.ndarray) -> None:
+    small = reduced(face)
+    by_gpu, by_cpu = (
+        np.asarray(dino_ray.upscale(small, device=d, dtype="fp32", **HERE).image) for d in ("cuda", "cpu")
+    )
+    assert psnr(luma(by_gpu), luma(by_cpu)) > 50
 
 
 @pytest.mark.ray

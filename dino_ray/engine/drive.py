@@ -64,6 +64,7 @@ def drive(
     run = _Run(engine, task, guide, listen, Scheduler(task.grid, cells_done))
     last = clock()
     try:
+        run.check_somebody_is_left()
         while not run.scheduler.done:
             run.start_what_can_start()
             events = engine.wait(POLL_S)
@@ -87,7 +88,6 @@ class _Run:
         self.engine, self.listen, self.scheduler = engine, listen, scheduler
         self.grid, self.task, self.guide = task.grid, engine.share(task), guide
         self.pixels: dict[int, Handle] = {}
-        self.lost_for_good: dict[int, str] = {}
         self.tile_calls = 0
         self.retries = 0
         for replica in engine.ready:
@@ -107,10 +107,9 @@ class _Run:
         match event:
             case ReplicaReady(replica):
                 self.scheduler.replica_ready(replica)
-            case ReplicaLost(replica, reason, for_good):
+            case ReplicaLost(replica):
                 self.scheduler.replica_lost(replica)
-                if for_good:
-                    self._give_up_replica(replica, reason)
+                self.check_somebody_is_left()
             case TileDone(tile, replica, pixels):
                 if self.scheduler.tile_done(tile, replica):
                     self.pixels[tile] = pixels
@@ -137,7 +136,7 @@ class _Run:
             raise JobError(f"the model fails on every tile it was given: {reason}")
         self.listen(TilePoisoned(tile, reason))
 
-    def _give_up_replica(self, replica: int, reason: str) -> None:
-        self.lost_for_good[replica] = reason
-        if len(self.lost_for_good) == self.engine.replicas:
-            raise JobError(f"no replica is left: {reason}")
+    def check_somebody_is_left(self) -> None:
+        lost = self.engine.lost
+        if len(lost) == self.engine.replicas:
+            raise JobError(f"no replica is left: {next(iter(lost.values()))}")

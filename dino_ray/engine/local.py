@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import cast
 
 import numpy as np
@@ -15,6 +15,7 @@ from dino_ray.engine.protocol import (
     Guide,
     Handle,
     ImageTask,
+    ReplicaLost,
     ReplicaReady,
     ReplicaSpec,
     TileCall,
@@ -23,6 +24,7 @@ from dino_ray.engine.protocol import (
     Timings,
 )
 from dino_ray.engine.replica import Replica, merge
+from dino_ray.errors import describe_error, for_user
 
 
 class LocalEngine:
@@ -35,26 +37,31 @@ class LocalEngine:
         self._spec = spec
         self._replica = Replica(spec)
         self._pending: deque[Callable[[], Event]] = deque()
-        self._threads: int | None = None
+        self._torch_before: tuple[int, bool] | None = None
         self.ready: Collection[int] = ()
+        self.lost: Mapping[int, str] = {}
 
     def __enter__(self) -> LocalEngine:
         if self._spec.torch:
             import torch
 
-            self._threads = torch.get_num_threads()
+            self._torch_before = torch.get_num_threads(), torch.backends.cudnn.deterministic
         self.settle()
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.settle()
-        if self._threads is not None:  # the process is its owner's: leave it as it was
+        if self._torch_before is not None:  # the process is its owner's: leave it as it was
             import torch
 
-            torch.set_num_threads(self._threads)
+            threads, torch.backends.cudnn.deterministic = self._torch_before
+            torch.set_num_threads(threads)
 
     def prepare(self, task: ImageTask) -> tuple[Handle, Timings]:
-        return self._replica.prepare(task)
+        try:
+            return self._replica.prepare(task)
+        except Exception as error:
+            raise for_user(error) from error
 
     def share(self, task: ImageTask) -> Handle:
         return task
@@ -77,25 +84,26 @@ class LocalEngine:
         self._pending.append(run)
 
     def dino_effect(self, task: Handle, guide: Handle, tile: int) -> DinoEffect:
-        return self._replica.dino_effect(cast(ImageTask, task), cast(Guide, guide), tile)
+        try:
+            return self._replica.dino_effect(cast(ImageTask, task), cast(Guide, guide), tile)
+        except Exception as error:
+            raise for_user(error) from error
 
     def wait(self, timeout: float) -> list[Event]:
         return [self._pending.popleft()()] if self._pending else []
 
     def settle(self) -> None:
         self._pending.clear()
-        if not self.ready:
+        if not self.ready and not self.lost:
             self._pending.append(
                 self._load
             )  # after ``prepare``, whose encoders then need not share the memory
 
     def _load(self) -> Event:
-        timings = self._replica.load()
+        try:
+            timings = self._replica.load()
+        except Exception as error:
+            self.lost = {0: describe_error(error)}
+            return ReplicaLost(0, self.lost[0], for_good=True)
         self.ready = (0,)
         return ReplicaReady(0, timings)
-
-
-def describe_error(error: BaseException) -> str:
-    """An exception as one line: its kind and the first line of what it says."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -242,6 +242,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def lost(self) -> Mapping[int, str]:
+        """Replicas that can't be brought back, each with the reason."""
+        ...
+
+    @property
     def merges_at_once(self) -> int:
         """How many merges are worth having in flight."""
         ...
@@ -283,7 +288,13 @@ class Engine(Protocol):
         ...
 
     def dino_effect(self, task: Handle, guide: Handle, tile: int) -> DinoEffect:
-        """Measure, on one replica, what the DINO features do to a tile."""
+        """Measure, on one replica, what the DINO features do to a tile.
+
+        Raises
+        ------
+        DinoRayError
+            If it can't be measured.
+        """
         ...
 
     def settle(self) -> None:

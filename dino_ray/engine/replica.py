@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dino_ray.engine.protocol import DinoEffect, Guide, ImageTask, ReplicaSpec, TileCall, Timings
-from dino_ray.errors import JobError
 from dino_ray.plan import blend, noise
 from dino_ray.plan.geometry import Rect
 from dino_ray.upsample import base_tile, unit_range
@@ -71,7 +70,7 @@ class Replica:
 
             with watch("load_dino"):
                 self._dino = self._dino or self._spec.dino()
-            with watch("features"):
+            with watch("dino"):
                 source = task.source
                 features = extract(
                     self._dino,
@@ -172,12 +171,7 @@ def merge(task: ImageTask, cell: int, tiles: dict[int, np.ndarray]) -> Timings:
     with watch("blend"):
         pixels = blend.to_depth(blend.blend(task.grid, cell, tiles), task.canvas.dtype)
     with watch("commit"):
-        try:
-            task.canvas.write(task.grid.cell_rect(cell), pixels)
-        except OSError as error:
-            raise JobError(
-                f"{task.canvas.folder}: the canvas can't be written ({error.strerror or error})"
-            ) from error
+        task.canvas.write(task.grid.cell_rect(cell), pixels)
     return watch.timings()
 
 

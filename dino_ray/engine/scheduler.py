@@ -107,11 +107,6 @@ class Scheduler:
     def done(self) -> bool:
         return not self._cells_left
 
-    @property
-    def busy(self) -> int:
-        """Replicas with a call in flight."""
-        return sum(bool(replica.calls) for replica in self._replicas.values())
-
     def describe(self) -> str:
         """Who waits for what: one line for the diagnosis of a stuck job."""
         flying = {r: list(s.calls) for r, s in self._replicas.items() if s.calls}

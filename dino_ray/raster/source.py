@@ -232,6 +232,13 @@ def _chunk_side(width: int, bands: int, dtype: Depth) -> int:
     return side
 
 
+def stored_bytes(info: SourceInfo) -> int:
+    """Disk that an ingested image takes: chunks are uncompressed, and whole at the borders too."""
+    side = _chunk_side(info.width, info.bands, info.dtype)
+    stored = [-(-length // side) * min(side, length) for length in (info.width, info.height)]
+    return stored[0] * stored[1] * info.bands * np.dtype(info.dtype).itemsize
+
+
 def _upright_info(path: str | Path, opened: Opened) -> SourceInfo:
     width, height = opened.image.width, opened.image.height
     dpi = opened.dpi

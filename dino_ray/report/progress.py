@@ -73,6 +73,8 @@ class _Bars:
     def __call__(self, event: JobEvent) -> None:
         match event:
             case StageStarted(stage):
+                if stage == "ingest":  # of the next image; the one before may have failed half-way
+                    self._clear()
                 self._show_stage(STAGES[stage])
             case ImageStarted(name=name, grid=grid):
                 self._tiles = self._progress.add_task(f"{name}  tiles", total=grid.n_tiles, note="")

@@ -23,10 +23,10 @@ from dino_ray.engine.protocol import (
     Timings,
 )
 from dino_ray.engine.replica import peak_rss_mb
-from dino_ray.files import write_whole
 
 if TYPE_CHECKING:
     from dino_ray.config import UpscaleConfig
+    from dino_ray.job import Image
     from dino_ray.raster.canvas import Canvas
     from dino_ray.resolve import Settings
 
@@ -82,17 +82,8 @@ class UpscaleReport:
     """Every option as used: nothing left to the model."""
 
     def to_json(self) -> str:
+        """All of it, as an indented JSON object."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False)
-
-    def save(self, path: str | Path) -> None:
-        """Write as JSON; the file is whole or not there.
-
-        Raises
-        ------
-        UsageError
-            If it can't be written.
-        """
-        write_whole(Path(path), (self.to_json() + "\n").encode(), option="--report")
 
 
 class Bookkeeper:
@@ -150,7 +141,7 @@ class Bookkeeper:
                 pass
 
     def report(
-        self, output: Path | None, source: str, canvas: Canvas, config: UpscaleConfig, settings: Settings
+        self, image: Image, canvas: Canvas, config: UpscaleConfig, settings: Settings
     ) -> UpscaleReport:
         """The sum of a finished image; reads the canvas once, for its hash."""
         ended = time.monotonic()
@@ -163,8 +154,8 @@ class Bookkeeper:
         used = asdict(settings)
         model = used.pop("model")
         return UpscaleReport(
-            output=str(output or ""),
-            source=source,
+            output=str(image.output or ""),
+            source=str(image.source) if isinstance(image.source, Path) else image.info.name,
             width=canvas.width,
             height=canvas.height,
             tiles=tiles,

@@ -8,7 +8,6 @@ arXiv:2304.07193).
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -176,8 +175,6 @@ def save_centred(backbone: Dinov2Model, pool: Pool, out: Path) -> None:
     mean = backbone(normalise(crops)).last_hidden_state[:, 1:].mean((0, 1))
     backbone.layernorm.bias -= mean
     backbone.save_pretrained(out)
-    facts = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "patch": PATCH, "range": [0, 1]}
-    (out / "preprocessing.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
 def judge_dino(stage: Stage, pool: Pool, out: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
 import signal
@@ -14,8 +15,7 @@ from typing import Any
 import ray
 from ray._private import ray_constants
 
-from dino_ray.engine.local import describe_error
-from dino_ray.errors import UsageError
+from dino_ray.errors import JobError, UsageError, describe_error
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ def connect(address: str) -> bool:
     ------
     UsageError
         If no cluster answers.
+    JobError
+        If a Ray that was started here can be reached from outside.
     """
     if ray.is_initialized():
         return False
@@ -56,6 +58,9 @@ def connect(address: str) -> bool:
             f"--address {address}: no Ray cluster answers there ({describe_error(error)}); "
             "start one with 'ray start --head', or use --address local"
         ) from error
+    if address == "local" and not ipaddress.ip_address(ray.util.get_node_ip_address()).is_loopback:
+        ray.shutdown()
+        raise JobError("the Ray that was started here listens beyond this machine; use --address none")
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, sigterm)  # ray.init puts its own there
     return True

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import ray
 from ray.exceptions import ActorDiedError, RayTaskError
 
-from dino_ray.engine.local import describe_error
 from dino_ray.engine.protocol import (
     CellDone,
     CellLost,
@@ -31,7 +30,7 @@ from dino_ray.engine.protocol import (
 from dino_ray.engine.ray.cluster import connect, replica_count, resources_of
 from dino_ray.engine.ray.faults import PROCESS_FAULTS, cause_of, describe_fault
 from dino_ray.engine.ray.workers import FarSource, RayReplica, merge_task, nothing, pinned
-from dino_ray.errors import DinoRayError, JobError
+from dino_ray.errors import JobError, describe_error, for_user
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +86,7 @@ class RayEngine:
     ) -> None:
         self._spec, self._address = spec, address
         self._workers, self._most, self._gpus = workers, most, gpus_per_worker
+        self.merges_at_once = max(2, MERGES_PER_CPU * (os.cpu_count() or 1))
         self._owns_ray = False
         self._actors: list[Any] = []
         self._recreated: list[int] = []
@@ -94,6 +94,7 @@ class RayEngine:
         self._tiles: dict[Any, tuple[int, int, Any]] = {}  # timings' ref → tile, replica, pixels' ref
         self._cells: dict[Any, int] = {}
         self._ready: set[int] = set()
+        self._lost: dict[int, str] = {}
         self._nodes: list[str] = []  # where each replica lives; empty until it has loaded
         self._here = ""
         self._warm: list[Any] = []
@@ -103,12 +104,19 @@ class RayEngine:
 
     def __enter__(self) -> RayEngine:
         self._owns_ray = connect(self._address)
+        try:
+            self._place_replicas()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _place_replicas(self) -> None:
         nodes = [resources_of(node["Resources"]) for node in ray.nodes() if node["Alive"]]
         if self._gpus is None:
             self._gpus = 1.0 if any(node.gpus >= 1 for node in nodes) else 0.0
         self._workers = replica_count(self._workers, self._most, nodes, self._gpus, self._spec.threads)
         self._here = ray.get_runtime_context().get_node_id()
-        self.merges_at_once = max(2, MERGES_PER_CPU * (os.cpu_count() or 1))
         # The job's folder is this machine's, so merges, which write there, and reads run here. They ask for no
         # CPU: the replicas may hold them all, and a merge that waits for a replica to end would wait for ever.
         self._merge = pinned(merge_task, self._here, "merge")
@@ -121,7 +129,6 @@ class RayEngine:
             self._recreated.append(0)
             if replica > 0:  # the first one prepares the image before it loads
                 self._load(replica)
-        return self
 
     def __exit__(self, *exc: object) -> None:
         self.settle()
@@ -140,6 +147,10 @@ class RayEngine:
     def ready(self) -> Collection[int]:
         return frozenset(self._ready)
 
+    @property
+    def lost(self) -> Mapping[int, str]:
+        return self._lost
+
     # ---- work
 
     def prepare(self, task: ImageTask) -> tuple[Handle, Timings]:
@@ -148,12 +159,12 @@ class RayEngine:
             replica = attempt % len(self._actors)
             # Where that replica lives is not known yet, and the far way works from anywhere.
             guide, timings = self._actors[replica].prepare.options(num_returns=2).remote(self._far(task))
-            if 0 not in self._ready and 0 not in self._loads.values():
+            if not (0 in self._ready or 0 in self._lost or 0 in self._loads.values()):
                 self._load(0)
             try:
                 return guide, cast(Timings, ray.get(timings))
             except RayTaskError as error:
-                raise cause_of(error) from error
+                raise for_user(cause_of(error)) from error
             except PROCESS_FAULTS as error:
                 reason = describe_fault(error)
                 self._unheard.append(self._revive(replica, error))
@@ -177,9 +188,10 @@ class RayEngine:
         effect = self._actors[replica].dino_effect.remote(self._seen_from(replica, task), guide, tile)
         try:
             return cast(DinoEffect, ray.get(effect))
-        except (RayTaskError, *PROCESS_FAULTS) as error:  # a measurement is not worth the image
-            log.warning("the effect of DINO could not be measured: %s", describe_fault(error))
-            return DinoEffect(tile, None, 0.0)
+        except RayTaskError as error:
+            raise for_user(cause_of(error)) from error
+        except PROCESS_FAULTS as error:
+            raise JobError(describe_fault(error)) from error
 
     def wait(self, timeout: float) -> list[Event]:
         if self._unheard:
@@ -232,7 +244,7 @@ class RayEngine:
         try:
             node, timings = cast(tuple[str, Timings], ray.get(ref))
         except RayTaskError as error:
-            return ReplicaLost(replica, describe_error(cause_of(error)), for_good=True)
+            return self._give_up(replica, describe_error(cause_of(error)))
         except PROCESS_FAULTS as error:
             return self._revive(replica, error)
         self._ready.add(replica)
@@ -255,12 +267,13 @@ class RayEngine:
         try:
             return CellDone(cell, cast(Timings, ray.get(ref)))
         except RayTaskError as error:
-            cause = cause_of(error)
-            if isinstance(cause, DinoRayError):
-                raise cause from error
-            raise JobError(f"cell {cell} can't be merged: {describe_error(cause)}") from error
+            raise for_user(cause_of(error)) from error
         except PROCESS_FAULTS as error:
             return CellLost(cell, describe_fault(error))
+
+    def _give_up(self, replica: int, reason: str) -> Event:
+        self._lost[replica] = reason
+        return ReplicaLost(replica, reason, for_good=True)
 
     def _revive(self, replica: int, error: Exception) -> Event:
         """Have a lost replica load again: by Ray's restart if that is under way, as a new actor if not."""
@@ -270,7 +283,7 @@ class RayEngine:
         if isinstance(error, ActorDiedError):
             self._recreated[replica] += 1
             if self._recreated[replica] > RECREATIONS:
-                return ReplicaLost(replica, reason, for_good=True)
+                return self._give_up(replica, reason)
             self._actors[replica] = self._new_actor()
         self._load(replica)
         return ReplicaLost(replica, reason)

@@ -11,8 +11,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from dino_ray.engine.local import describe_error
-from dino_ray.errors import JobError
+from dino_ray.errors import JobError, describe_error
 
 PROCESS_FAULTS = (
     RayActorError,

@@ -15,6 +15,7 @@ from pathlib import Path
 import pyvips
 
 from dino_ray.errors import JobError, UsageError
+from dino_ray.files import check_place
 from dino_ray.raster.canvas import Canvas
 from dino_ray.raster.export import jpeg, png, tiff, webp
 from dino_ray.raster.export.formats import Format
@@ -81,7 +82,7 @@ def check_output(
         If the suffix is not known, the format cannot hold the canvas, or the file cannot be written.
     """
     form = _format_of(path)
-    _check_place(path)
+    check_place(path)
     if source is not None and _same_file(path, source):
         raise UsageError(f"{path}: is the input file; name another output")
     reason = form.shortcoming(width, height, bands)
@@ -146,21 +147,6 @@ def _format_of(path: str | Path) -> Format:
             return form
     what = f"the suffix {suffix} is not known" if suffix else "has no suffix to tell its format by"
     raise UsageError(f"{path}: {what}; use one of {', '.join(known_suffixes())}")
-
-
-def _check_place(path: str | Path) -> None:
-    target = Path(os.path.realpath(path))
-    folder = target.parent
-    if target.is_dir():
-        raise UsageError(f"{path}: is a folder; name a file in it")
-    if target.exists() and not target.is_file():
-        raise UsageError(f"{path}: is not a regular file; name one")
-    if not folder.is_dir():
-        raise UsageError(f"{path}: the folder {folder} does not exist; create it first")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UsageError(f"{path}: the folder {folder} may not be written to; name another")
-    if target.exists() and not os.access(target, os.W_OK):
-        raise UsageError(f"{path}: exists and is write-protected; name another file")
 
 
 def _same_file(path: str | Path, source: str | Path) -> bool:
