@@ -100,7 +100,9 @@ def _checked(image: Any) -> Image:
         path = Path(image)
         return Image(path, probe(path), None)
     if hasattr(image, "getbands"):
-        return check_array(_pil_pixels(image), name="PIL image")
+        from PIL import ImageOps
+
+        return check_array(_pil_pixels(ImageOps.exif_transpose(image)), name="PIL image")
     raise UsageError(f"image: expected a path, a PIL image or an array, not {type(image).__name__}")
 
 

@@ -169,7 +169,7 @@ def upscale(
         if report is not None and reports:
             said = [asdict(done) for done in reports]
             body = json.dumps(said if len(images) > 1 else said[0], indent=2, ensure_ascii=False)
-            write_whole(report, (body + "\n").encode(), "--report")
+            write_whole(report, (body + "\n").encode(errors="backslashreplace"), "--report")
     for image, error in failures:
         named = str(error) if str(image.source) in str(error) else f"{image.source}: {error}"
         click.echo(f"dino-ray: {named}", err=True)
@@ -241,11 +241,14 @@ def _pairs(inputs: Sequence[Path], output: str, scale: float) -> list[tuple[Path
     UsageError
         If several inputs are to become one file.
     """
+    if not output:
+        raise UsageError("-o: is empty; name a file, or for several inputs a folder")
     target = Path(output)
     if not (target.is_dir() or output.endswith("/") or len(inputs) > 1):
         return [(inputs[0], target)]
     if not target.is_dir():
-        raise UsageError(f"-o {output}: {len(inputs)} inputs need an existing folder; make it first")
+        why = "the folder does not exist" if output.endswith("/") else f"{len(inputs)} inputs need a folder"
+        raise UsageError(f"-o {output}: {why}; create it first")
     pairs = [(path, target / f"{path.stem}@{scale:g}x.png") for path in inputs]
     taken: dict[Path, Path] = {}
     for path, result in pairs:

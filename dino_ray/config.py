@@ -147,5 +147,7 @@ def _first_fault(error: ValidationError, where: str) -> str:
         return f"{prefix}unknown option '{name}'; the options are {known}"
     if name == "workers":
         return f"{prefix}{option} must be a number from 1 to 4096 or auto, not {fault['input']!r}"
+    if fault["type"] == "string_too_short":
+        return f"{prefix}{option} must not be empty"
     message = fault["msg"].removeprefix("Input should be ").split(", unable")[0]
     return f"{prefix}{option} must be {message}, not {fault['input']!r}"

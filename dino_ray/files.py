@@ -49,6 +49,14 @@ def check_place(path: str | Path, option: str = "") -> None:
     """
     named = f"{option} {path}".strip()
     target = Path(os.path.realpath(path))
+    try:
+        target.lstat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise UsageError(f"{named}: is no usable name ({error.strerror}); name another") from error
+    if target.is_symlink():
+        raise UsageError(f"{named}: is a link that leads to itself; name another file")
     if target.is_dir():
         raise UsageError(f"{named}: is a folder; name a file in it")
     if target.exists() and not target.is_file():

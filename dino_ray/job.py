@@ -91,7 +91,8 @@ def upscale_images(
             except DinoRayError as error:
                 if len(images) == 1:
                     raise
-                failures.append((image, error))
+                # Without its traceback, which would keep the image's tiles alive until the last image is done.
+                failures.append((image, type(error)(str(error))))
             started = time.monotonic()
     return failures
 
@@ -180,7 +181,8 @@ def _plan(source: Source, image: Image, settings: Settings, folder: Path) -> Ima
 @contextmanager
 def _workspace(image: Image) -> Iterator[Path]:
     """A folder for the source's and the canvas's stores: beside the output, on the disk that must hold it anyway."""
-    beside = image.output.parent if image.output else None
+    # Absolute: workers of a Ray that runs already have working directories of their own.
+    beside = image.output.parent.resolve() if image.output else None
     with tempfile.TemporaryDirectory(prefix=".dino-ray-", dir=beside, ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 

@@ -163,9 +163,7 @@ def _without_model(config: UpscaleConfig) -> Settings:
         prompt="",
         cfg=None,
         tile=config.tile if config.tile is not None else BASE_TILE,
-        overlap=config.overlap
-        if config.overlap is not None
-        else 0,  # a base's tiles need no seams
+        overlap=config.overlap if config.overlap is not None else 0,  # a base's tiles need no seams
         multiple=BASE_MULTIPLE,
         dino=None,
         dino_strength=0.0,

@@ -28,7 +28,9 @@ POLL_S = 1.0
 """How long one wait blocks: short enough that an interrupt is felt at once."""
 
 NO_PROGRESS_S = 1800.0
-"""Nothing at all happened for this long: longer than any model takes to load or any tile to refine."""
+"""Nothing got done for this long: longer than any model takes to load or any tile to refine."""
+
+PROGRESS = (ReplicaReady, TileDone, CellDone)
 
 POISONED_BEFORE_DOUBT = 3
 """With so many tiles poisoned and not one refined, it is the model that does not work, not the tiles."""
@@ -70,10 +72,10 @@ def drive(
             events = engine.wait(POLL_S)
             for event in events:
                 run.handle(event)
-            if events:
+            if any(isinstance(event, PROGRESS) for event in events):
                 last = clock()
             elif clock() - last > NO_PROGRESS_S:
-                raise JobError(f"nothing happened for {NO_PROGRESS_S:.0f} s: {run.scheduler.describe()}")
+                raise JobError(f"nothing got done for {NO_PROGRESS_S:.0f} s: {run.scheduler.describe()}")
     finally:
         engine.settle()
     return DriveDone(run.tile_calls, run.retries, run.scheduler.poisoned)
@@ -122,9 +124,11 @@ class _Run:
             case CellDone(cell):
                 for tile in self.scheduler.cell_done(cell):
                     self.pixels.pop(tile, None)
-            case CellLost(cell):
-                again = self.scheduler.cell_lost(cell)
+            case CellLost(cell, reason, tiles_lost):
+                again = self.scheduler.cell_lost(cell, tiles_lost)
                 self.retries += len(again)
+                if self.scheduler.cell_has_failed_for_good(cell):
+                    raise JobError(f"cell {cell} can't be merged: {reason}")
                 for tile in again:
                     self.pixels.pop(tile, None)
             case _:

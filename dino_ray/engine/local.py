@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import cast
@@ -90,7 +91,10 @@ class LocalEngine:
             raise for_user(error) from error
 
     def wait(self, timeout: float) -> list[Event]:
-        return [self._pending.popleft()()] if self._pending else []
+        if not self._pending:
+            time.sleep(timeout)
+            return []
+        return [self._pending.popleft()()]
 
     def settle(self) -> None:
         self._pending.clear()

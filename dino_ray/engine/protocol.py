@@ -172,6 +172,8 @@ class CellLost:
 
     cell: int
     reason: str
+    tiles_lost: bool
+    """Its tiles are no longer in the store, or some of them; else the same merge can be tried again."""
 
 
 Event = ReplicaReady | ReplicaLost | TileStarted | TileDone | TileLost | TilePoisoned | CellDone | CellLost

@@ -20,6 +20,9 @@ CALLS_PER_REPLICA = 2
 TRIES = 3
 """A tile that failed this often on replicas that were otherwise well is poison."""
 
+MERGE_TRIES = 10
+"""A merge is innocent of what befalls its node, so it is tried more often; but not for ever."""
+
 
 @dataclass
 class _Tile:
@@ -65,6 +68,7 @@ class Scheduler:
         self._live: dict[int, _Tile] = {}
         self._mergeable: deque[int] = deque()
         self._merging: set[int] = set()
+        self._cell_failures: dict[int, int] = {}
         self._replicas: dict[int, _Replica] = {}
         self.tiles_to_do = len(needed)
         self.poisoned: dict[int, str] = {}
@@ -184,14 +188,28 @@ class Scheduler:
                 released.append(tile)
         return released
 
-    def cell_lost(self, cell: int) -> list[int]:
-        """Queue the tiles of a cell whose merge failed: any of them may be what was lost. Returns those tiles."""
+    def cell_lost(self, cell: int, tiles_lost: bool) -> list[int]:
+        """Queue a cell whose merge failed again, and, if any of its tiles may be what was lost, those first.
+
+        Returns
+        -------
+        list
+            The tiles to be redone.
+        """
         self._merging.discard(cell)
+        self._cell_failures[cell] = self._cell_failures.get(cell, 0) + 1
+        if not tiles_lost:
+            self._mergeable.append(cell)
+            return []
         again = [tile for tile in self._grid.cell_tiles(cell) if self._live[tile].done]
         for tile in again:
             self._live[tile].done = False
             heapq.heappush(self._queue, (self._order[tile], tile))
         return again
+
+    def cell_has_failed_for_good(self, cell: int) -> bool:
+        """Whether it is the merge itself that does not work."""
+        return self._cell_failures[cell] >= MERGE_TRIES
 
     # ---- inside
 

@@ -197,7 +197,7 @@ def test_a_job_in_which_nothing_happens_ends_with_a_diagnosis(tmp_path: Path) ->
     engine.ready = (0,)
     task = make_task(tmp_path)
     seconds = iter(range(0, 10**6, 600))
-    with pytest.raises(JobError, match=r"nothing happened for .*in flight by replica: \{0: \[0"):
+    with pytest.raises(JobError, match=r"nothing got done for .*in flight by replica: \{0: \[0"):
         drive(engine, task, None, lambda event: None, clock=lambda: next(seconds))
 
 
@@ -232,3 +232,26 @@ def test_torch_has_the_threads_that_were_asked_for_and_then_what_it_had(tmp_path
     assert torch.get_num_threads() == before
     canvas = make_canvas(tmp_path)
     assert (canvas.read(Rect(0, 0, canvas.width, canvas.height)) == 3).all()
+
+
+@pytest.mark.ray
+def test_a_replica_that_dies_while_it_loads_is_given_up_at_last(ray_here: Any, tmp_path: Path) -> None:
+    with (
+        ray_engine(ReplicaSpec(upsampler=shade().upsampler, denoiser=_dies), workers=1) as engine,
+        pytest.raises(JobError, match=r"no replica is left"),
+    ):
+        run(engine, tmp_path)
+
+
+def _dies() -> Any:
+    os._exit(1)
+
+
+@pytest.mark.ray
+def test_an_address_where_nothing_listens_is_refused_at_once() -> None:
+    from dino_ray.engine.ray.cluster import _check_reachable
+
+    with pytest.raises(UsageError, match=r"--address 127\.0\.0\.1:1: nothing answers there"):
+        _check_reachable("127.0.0.1:1")
+    for unprobed in ("local", "auto", "ray://somewhere:1"):
+        _check_reachable(unprobed)

@@ -67,7 +67,7 @@ class World:
                 cell = self.dice.choice(sorted(self.merging))
                 del self.merging[cell]
                 if self.dice.random() < self.faults:
-                    self.pixels -= set(self.scheduler.cell_lost(cell))
+                    self.pixels -= set(self.scheduler.cell_lost(cell, tiles_lost=self.dice.random() < 0.5))
                 else:
                     self.merged.append(cell)
                     self.pixels -= set(self.scheduler.cell_done(cell))

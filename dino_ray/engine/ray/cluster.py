@@ -6,6 +6,7 @@ import ipaddress
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -17,6 +18,9 @@ from ray._private import ray_constants
 
 from dino_ray.errors import JobError, UsageError, describe_error
 
+REACH_S = 5.0
+"""A cluster that takes longer to accept a connection is of no use."""
+
 
 @dataclass(frozen=True)
 class Resources:
@@ -24,6 +28,9 @@ class Resources:
 
     cpus: float
     gpus: float
+
+    def __str__(self) -> str:
+        return f"{self.gpus:g} GPUs and {self.cpus:g} CPUs"
 
 
 def connect(address: str) -> bool:
@@ -46,9 +53,12 @@ def connect(address: str) -> bool:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray would warn at every start that it will one day stop hiding GPUs from workers that hold none.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # A failed call is answered by the scheduler; Ray would print its traceback as well.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address == "local":
         options["include_dashboard"] = False  # nobody looks at it, and it would listen
+    _check_reachable(address)
     sigterm = signal.getsignal(signal.SIGTERM)
     try:
         with _on_loopback() if address == "local" else nullcontext():
@@ -58,12 +68,27 @@ def connect(address: str) -> bool:
             f"--address {address}: no Ray cluster answers there ({describe_error(error)}); "
             "start one with 'ray start --head', or use --address local"
         ) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, sigterm)  # ray.init puts its own there
     if address == "local" and not ipaddress.ip_address(ray.util.get_node_ip_address()).is_loopback:
         ray.shutdown()
         raise JobError("the Ray that was started here listens beyond this machine; use --address none")
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, sigterm)  # ray.init puts its own there
     return True
+
+
+def _check_reachable(address: str) -> None:
+    """Refuse an address of the form host:port where nothing listens: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=REACH_S).close()
+    except (OSError, OverflowError) as error:
+        raise UsageError(
+            f"--address {address}: nothing answers there ({describe_error(error)}); start a cluster with "
+            "'ray start --head', or use --address local"
+        ) from error
 
 
 @contextmanager
@@ -121,7 +146,7 @@ def replica_count(
         If the nodes have no room for them: Ray would wait in silence.
     """
     room = sum(int(node.gpus / gpus) if gpus else int(node.cpus / threads) for node in nodes)
-    have = f"{sum(node.gpus for node in nodes):g} GPUs and {sum(node.cpus for node in nodes):g} CPUs"
+    have = Resources(sum(node.cpus for node in nodes), sum(node.gpus for node in nodes))
     if room == 0:
         need = f"--gpus-per-worker {gpus:g}" if gpus else f"--threads {threads}"
         raise UsageError(f"{need}: no machine of this Ray has room for one replica; in all it has {have}")

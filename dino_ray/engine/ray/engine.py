@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import ray
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import ObjectLostError, RayTaskError
 
 from dino_ray.engine.protocol import (
     CellDone,
@@ -35,7 +35,10 @@ from dino_ray.errors import JobError, describe_error, for_user
 log = logging.getLogger(__name__)
 
 RECREATIONS = 3
-"""How often a replica whose actor Ray has given up is made anew before it counts as lost for good."""
+"""How often in a row a replica may die before it is ready; then it counts as lost for good."""
+
+PLACEMENT_S = 300.0
+"""Longer than any machine takes to start a process: the cluster's resources are held by somebody else."""
 
 MERGES_PER_CPU = 2
 """In flight: one runs, one has its worker and its tiles ready."""
@@ -50,6 +53,17 @@ class _Shared:
 
     near: Any
     far: Any
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A tile call in flight."""
+
+    tile: int
+    replica: int
+    actor: Any
+    """Which of the replica's lives it went to."""
+    pixels: Any
 
 
 class RayEngine:
@@ -89,9 +103,9 @@ class RayEngine:
         self.merges_at_once = max(2, MERGES_PER_CPU * (os.cpu_count() or 1))
         self._owns_ray = False
         self._actors: list[Any] = []
-        self._recreated: list[int] = []
+        self._deaths: list[int] = []  # of each replica, since it was last ready
         self._loads: dict[Any, int] = {}
-        self._tiles: dict[Any, tuple[int, int, Any]] = {}  # timings' ref → tile, replica, pixels' ref
+        self._tiles: dict[Any, _Call] = {}  # by the ref of their timings
         self._cells: dict[Any, int] = {}
         self._ready: set[int] = set()
         self._lost: dict[int, str] = {}
@@ -126,7 +140,7 @@ class RayEngine:
         for replica in range(self._workers):
             self._actors.append(self._new_actor())
             self._nodes.append("")
-            self._recreated.append(0)
+            self._deaths.append(0)
             if replica > 0:  # the first one prepares the image before it loads
                 self._load(replica)
 
@@ -157,8 +171,14 @@ class RayEngine:
         reason = ""
         for attempt in range(RECREATIONS):
             replica = attempt % len(self._actors)
+            actor = self._actors[replica]
+            if not (replica in self._ready or ray.wait([actor.pid.remote()], timeout=PLACEMENT_S)[0]):
+                raise JobError(
+                    f"no replica could be placed within {PLACEMENT_S:.0f} s: others hold this Ray's resources, of "
+                    f"which it now has {resources_of(ray.available_resources())} free"
+                )
             # Where that replica lives is not known yet, and the far way works from anywhere.
-            guide, timings = self._actors[replica].prepare.options(num_returns=2).remote(self._far(task))
+            guide, timings = actor.prepare.options(num_returns=2).remote(self._far(task))
             if not (0 in self._ready or 0 in self._lost or 0 in self._loads.values()):
                 self._load(0)
             try:
@@ -174,9 +194,10 @@ class RayEngine:
         return _Shared(ray.put(task), ray.put(self._far(task)))
 
     def submit_tile(self, task: Handle, guide: Handle, call: TileCall, replica: int) -> None:
-        method = self._actors[replica].refine.options(num_returns=2, name=f"tile {call.tile}")
+        actor = self._actors[replica]
+        method = actor.refine.options(num_returns=2, name=f"tile {call.tile}")
         pixels, timings = method.remote(self._seen_from(replica, task), guide, call)
-        self._tiles[timings] = (call.tile, replica, pixels)
+        self._tiles[timings] = _Call(call.tile, replica, actor, pixels)
 
     def submit_cell(self, task: Handle, cell: int, tiles: Sequence[tuple[int, Handle]]) -> None:
         numbers = [tile for tile, _ in tiles]
@@ -226,7 +247,7 @@ class RayEngine:
         gpus = self._gpus or 0.0
         options = {"num_gpus": gpus, "num_cpus": 0 if gpus else self._spec.threads}
         return (
-            ray.remote(RayReplica).options(**options, max_restarts=-1, max_task_retries=0).remote(self._spec)
+            ray.remote(RayReplica).options(**options, max_restarts=0, max_task_retries=0).remote(self._spec)
         )
 
     def _load(self, replica: int) -> None:
@@ -249,41 +270,44 @@ class RayEngine:
             return self._revive(replica, error)
         self._ready.add(replica)
         self._nodes[replica] = node
-        self._recreated[replica] = 0
+        self._deaths[replica] = 0
         return ReplicaReady(replica, timings)
 
     def _end_tile(self, ref: Any) -> list[Event]:
-        tile, replica, pixels = self._tiles.pop(ref)
+        call = self._tiles.pop(ref)
+        tile, replica = call.tile, call.replica
         try:
-            return [TileDone(tile, replica, pixels, cast(Timings, ray.get(ref)))]
+            return [TileDone(tile, replica, call.pixels, cast(Timings, ray.get(ref)))]
         except RayTaskError as error:
             return [TileLost(tile, replica, describe_error(cause_of(error)), replica_died=False)]
         except PROCESS_FAULTS as error:
             lost = TileLost(tile, replica, describe_fault(error), replica_died=True)
-            return [lost, self._revive(replica, error)] if replica in self._ready else [lost]
+            # The calls that waited behind it are lost with it; the replica died but once.
+            return [lost, self._revive(replica, error)] if call.actor is self._actors[replica] else [lost]
 
     def _end_cell(self, ref: Any) -> Event:
         cell = self._cells.pop(ref)
         try:
             return CellDone(cell, cast(Timings, ray.get(ref)))
         except RayTaskError as error:
-            raise for_user(cause_of(error)) from error
+            cause = cause_of(error)
+            if isinstance(cause, PROCESS_FAULTS):  # a tile was lost with the node that held it
+                return CellLost(cell, describe_fault(cause), tiles_lost=True)
+            raise for_user(cause) from error
         except PROCESS_FAULTS as error:
-            return CellLost(cell, describe_fault(error))
+            return CellLost(cell, describe_fault(error), tiles_lost=isinstance(error, ObjectLostError))
 
     def _give_up(self, replica: int, reason: str) -> Event:
         self._lost[replica] = reason
         return ReplicaLost(replica, reason, for_good=True)
 
     def _revive(self, replica: int, error: Exception) -> Event:
-        """Have a lost replica load again: by Ray's restart if that is under way, as a new actor if not."""
+        """Have a dead replica start anew, unless it died too often before it was ready."""
         self._ready.discard(replica)
         self._loads = {ref: of for ref, of in self._loads.items() if of != replica}
-        reason = describe_fault(error)
-        if isinstance(error, ActorDiedError):
-            self._recreated[replica] += 1
-            if self._recreated[replica] > RECREATIONS:
-                return self._give_up(replica, reason)
-            self._actors[replica] = self._new_actor()
+        self._deaths[replica] += 1
+        if self._deaths[replica] > RECREATIONS:
+            return self._give_up(replica, describe_fault(error))
+        self._actors[replica] = self._new_actor()
         self._load(replica)
-        return ReplicaLost(replica, reason)
+        return ReplicaLost(replica, describe_fault(error))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dino_ray.engine.protocol import ImageTask, Readable, Timings
 from dino_ray.engine.replica import Replica, merge
+from dino_ray.errors import for_user
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,12 +21,34 @@ if TYPE_CHECKING:
     from dino_ray.raster.source import SourceInfo
 
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def sendable(function: Callable[P, T]) -> Callable[P, T]:
+    """Has a function raise errors of this package only: others may not survive the way back."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            raise for_user(error) from None
+
+    return run
+
+
 class RayReplica(Replica):
     """A replica that also says where it lives."""
 
+    @sendable
     def load_here(self) -> tuple[str, Timings]:
         """Load, and name the node."""
         return ray.get_runtime_context().get_node_id(), self.load()
+
+    prepare = sendable(Replica.prepare)
+    refine = sendable(Replica.refine)
+    dino_effect = sendable(Replica.dino_effect)
 
 
 @dataclass(frozen=True)
@@ -52,6 +76,7 @@ def read_task(source: Readable, rect: Rect) -> np.ndarray:
     return source.read(rect)
 
 
+@sendable
 def merge_task(task: ImageTask, cell: int, numbers: list[int], *pixels: Any) -> Timings:
     return merge(task, cell, dict(zip(numbers, pixels, strict=True)))
 
