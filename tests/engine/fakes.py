@@ -96,11 +96,11 @@ def photograph(height: int = 90, width: int = 140, bands: int = 3) -> np.ndarray
     return pixels
 
 
-def make_task(folder: Path, pixels: np.ndarray | None = None, seed: int = 7) -> ImageTask:
+def make_task(folder: Path, pixels: np.ndarray | None = None, seed: int = 7, tile: int = TILE) -> ImageTask:
     source = ingest_array(photograph() if pixels is None else pixels, folder / "source.zarr")
     info = source.info
     scaling = Scaling.from_factor(info.width, info.height, 2)
-    grid = make_grid(scaling.canvas_w, scaling.canvas_h, tile=TILE, overlap=OVERLAP, multiple=MULTIPLE)
+    grid = make_grid(scaling.canvas_w, scaling.canvas_h, tile=tile, overlap=OVERLAP, multiple=MULTIPLE)
     canvas = Canvas.create(
         folder / "canvas.zarr", grid.width, grid.height, info.bands, info.dtype, (grid.ys.cell, grid.xs.cell)
     )

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import ray
-from fakes import make_task, shade
+from fakes import make_task, photograph, shade
 from ray.cluster_utils import Cluster
 
 from dino_ray.engine.drive import drive
 from dino_ray.engine.local import LocalEngine
-from dino_ray.engine.protocol import Engine
+from dino_ray.engine.protocol import CellLost, Engine, ImageTask, JobEvent, ReplicaLost, TileDone
 from dino_ray.engine.ray import RayEngine
 
 
@@ -58,6 +58,48 @@ def test_replicas_on_other_machines_read_the_source_through_the_store(tmp_path: 
         with RayEngine(shade(), workers=2) as engine:
             assert digest_of(engine, tmp_path / "there") == expected
             assert engine._here not in engine._nodes
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_node_that_dies_with_finished_tiles_costs_no_pixel(tmp_path: Path) -> None:
+    """Tiles too large to travel with their answer, so that they lie, and are lost, on the node that made them."""
+    photo = photograph(300, 400)
+
+    def task_in(name: str) -> ImageTask:
+        (tmp_path / name).mkdir()
+        return make_task(tmp_path / name, photo, tile=256)
+
+    with LocalEngine(shade()) as local:
+        expected = task_in("here")
+        drive(local, expected, local.prepare(expected)[0], lambda event: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        doomed = cluster.add_node(num_cpus=1)
+    try:
+        ray.init(address=cluster.address, log_to_driver=False)
+        with RayEngine(shade(), workers=2) as engine:
+            task = task_in("there")
+            guide, _ = engine.prepare(task)
+            events: list[JobEvent] = []
+
+            def listen(event: JobEvent) -> None:
+                events.append(event)
+                far = isinstance(event, TileDone) and engine._nodes[event.replica] != engine._here
+                if (
+                    far
+                    and not any(isinstance(e, ReplicaLost) for e in events)
+                    and doomed in cluster.worker_nodes
+                ):
+                    cluster.remove_node(doomed, allow_graceful=False)
+
+            drive(engine, task, guide, listen)
+            assert any(isinstance(e, ReplicaLost | CellLost) for e in events)
+            assert task.canvas.sha256() == expected.canvas.sha256()
     finally:
         ray.shutdown()
         cluster.shutdown()
