@@ -7,10 +7,12 @@ stores its rows. Nothing here decodes more than a header; pixels flow when someo
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pyvips
 
 from dino_ray.errors import UsageError
@@ -86,6 +88,7 @@ def open_image(path: str | Path) -> Opened:
             if _loader(image).startswith("tiff"):
                 # Tiles that end early are read as far as they go on any other level.
                 image = _load(path, fail_on="warning")
+                _check_colours_of_tiff(path)
             plain, notes = _plain(path, image)
         except pyvips.Error as error:
             raise _unreadable(path, one_line(error, heard)) from error
@@ -101,6 +104,22 @@ def open_image(path: str | Path) -> Opened:
         dpi=_dpi(image),
         notes=(*_page_notes(image), *notes, *icc_notes),
     )
+
+
+def _check_colours_of_tiff(path: str | Path) -> None:
+    """Refuse the TIFFs whose luma and chroma libvips would hand out as red, green and blue.
+
+    It converts YCbCr where JPEG compression has libtiff do it, and else takes it for RGB; Pillow's header tells.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd tags, and of sizes that are nothing here
+            with PIL.Image.open(path) as header:
+                mode = header.mode
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError):
+        return  # what Pillow does not know, or finds too large to look at, libvips reads
+    if mode == "YCbCr":
+        raise UsageError(f"{path}: has YCbCr samples without JPEG compression; convert it to RGB first")
 
 
 def _unreadable(path: str | Path, reason: str) -> UsageError:

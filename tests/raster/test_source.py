@@ -464,3 +464,17 @@ def test_reading_one_file_twice_sees_its_new_content(tmp_path):
 def test_content_tells_the_format_not_the_suffix(tmp_path):
     saved(tmp_path / "really.png", pattern(), format="JPEG")
     assert probe(tmp_path / "really.png").width == 130
+
+
+def test_a_tiff_of_luma_and_chroma_is_refused_and_not_shown_in_wrong_colours(tmp_path):
+    path = tmp_path / "ycc.tif"
+    Image.new("YCbCr", (20, 20), (100, 90, 160)).save(path)
+    with pytest.raises(UsageError, match="YCbCr samples without JPEG compression"):
+        probe(path)
+
+
+def test_a_jpeg_in_a_tiff_keeps_its_colours(tmp_path):
+    path = tmp_path / "jpeg.tif"
+    Image.new("RGB", (32, 32), (200, 60, 30)).save(path, compression="jpeg", quality=95)
+    source = ingest(path, tmp_path / "store")
+    assert np.abs(source.read(Rect(0, 0, 32, 32)).astype(int) - (200, 60, 30)).max() < 6
