@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from dino_ray.diffusion import hub
+from dino_ray.diffusion.bundled.spec import is_bundled
 from dino_ray.diffusion.catalogue import ALIASES
 from dino_ray.errors import UsageError
 
@@ -87,7 +88,7 @@ def resolve(model: str) -> ModelRef:
 
 
 def _resolve_folder(path: Path) -> ModelRef:
-    if (path / "model.json").is_file():
+    if is_bundled(path):
         return ModelRef(path.name, "bundled", str(path))
     if (path / _INDEX).is_file():
         return ModelRef(path.name, "folder", str(path))
