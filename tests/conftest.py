@@ -1,5 +1,39 @@
+from __future__ import annotations
+
+import pytest
 from hypothesis import settings
 
 # Time limits per example fail at random on a busy machine; pytest's own limit guards against hanging.
 settings.register_profile("project", deadline=None, max_examples=60)
 settings.load_profile("project")
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """A server of the S3 protocol in this process, and the environment that leads any process to it."""
+    server_module = pytest.importorskip("moto.server")
+    s3fs = pytest.importorskip("s3fs")
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*server.get_host_and_port()))
+        environment.setenv("AWS_ACCESS_KEY_ID", "test")
+        environment.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        s3fs.S3FileSystem.clear_instance_cache()  # what was made before knows another endpoint
+        yield server
+    server.stop()
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def s3_bucket(s3_server, request):
+    """The address of an empty bucket, such as ``s3://test-1f``; it is gone after the test."""
+    import s3fs
+
+    files = s3fs.S3FileSystem(use_listings_cache=False)
+    name = f"test-{abs(hash(request.node.nodeid)):x}"
+    files.mkdir(name)
+    yield f"s3://{name}"
+    if files.exists(name):
+        files.rm(name, recursive=True)

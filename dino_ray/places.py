@@ -1,0 +1,294 @@
+"""Where a job keeps its files: a local folder, a shared mount, or an object store (any fsspec address).
+
+A *place* is a str: a path, or an address such as ``s3://bucket/job/manifest.json``. Credentials, endpoints
+and regions are configured the way fsspec and the store's own library are (``AWS_ENDPOINT_URL``,
+``FSSPEC_S3_KEY``, ``~/.aws``); nothing of that kind passes through here. Whatever goes wrong at a place is
+raised as one line for the user.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import unquote, urlsplit
+
+from dino_ray import storage_errors
+from dino_ray.errors import DinoRayError, JobError, UsageError
+
+Bytes = bytes | bytearray | memoryview
+
+# Two letters at least, so that C:\ is a path.
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(://|::)")
+_LOCAL_SCHEMES = ("file", "local")
+_PARTIAL = ".partial"
+"""How the names of files end that are still being written."""
+
+# Other processes write to the same places, so remembered listings would be wrong.
+_OPTIONS = {"use_listings_cache": False}
+
+
+def is_url(place: str | Path) -> bool:
+    """Whether a place is an address for fsspec; ``file://`` addresses are paths."""
+    text = str(place)
+    return bool(_ADDRESS.match(text)) and urlsplit(text).scheme not in _LOCAL_SCHEMES
+
+
+def local_path(place: str | Path) -> Path:
+    """The path of a place that is none of fsspec's."""
+    text = str(place)
+    if _ADDRESS.match(text):
+        text = unquote(urlsplit(text).path)
+    return Path(text)
+
+
+def join(place: str | Path, *names: str) -> str:
+    """The place of something inside a folder."""
+    if is_url(place):
+        return "/".join([str(place).rstrip("/"), *names])
+    return os.path.join(local_path(place), *names)
+
+
+def exists(place: str | Path) -> bool:
+    """Whether a file or a folder is there; in an object store a folder is whatever has something in it.
+
+    Raises
+    ------
+    JobError
+        If that can't be found out.
+    """
+    with explained(place, "read"):
+        if is_url(place):
+            files, path = filesystem(place)
+            return bool(files.exists(path))
+        try:
+            os.stat(local_path(place))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+
+def list_files(place: str | Path) -> dict[str, int]:
+    """Name and size in bytes of every file right in a folder; nothing for one that is not there.
+
+    One scan of the directory, or one listing of the prefix.
+
+    Raises
+    ------
+    JobError
+        If the folder can't be read.
+    """
+    with explained(place, "read"):
+        if is_url(place):
+            files, path = filesystem(place)
+            try:
+                entries = files.ls(path, detail=True)
+            except FileNotFoundError:
+                return {}
+            inside = ((e["name"].rsplit("/", 1)[-1], e) for e in entries if e["type"] == "file")
+            return {name: int(e["size"]) for name, e in inside if name}
+        try:
+            with os.scandir(local_path(place)) as found:
+                return {entry.name: entry.stat().st_size for entry in found if _is_file(entry)}
+        except FileNotFoundError:
+            return {}
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except FileNotFoundError:  # a writer has just renamed it
+        return False
+
+
+def read_bytes(place: str | Path) -> bytes:
+    """All of a file.
+
+    Raises
+    ------
+    JobError
+        If it is not there or can't be read.
+    """
+    with explained(place, "read"):
+        if is_url(place):
+            files, path = filesystem(place)
+            return bytes(files.cat_file(path))
+        return local_path(place).read_bytes()
+
+
+def write_bytes_whole(place: str | Path, content: Bytes, durable: bool = True) -> None:
+    """Write a file that is there whole or not at all, whenever this process dies; an older one is replaced.
+
+    Parameters
+    ----------
+    place
+        In a folder that exists.
+    durable
+        Whether it must also outlive a power cut once this has returned. Object stores promise that anyway.
+
+    Raises
+    ------
+    JobError
+        If it can't be written; what was there before still is.
+    """
+    with explained(place, "written"):
+        if is_url(place):
+            files, path = filesystem(place)
+            files.pipe_file(path, bytes(content))
+        else:
+            _write_local(local_path(place), content, durable)
+
+
+def _write_local(path: Path, content: Bytes, durable: bool) -> None:
+    # Not the process's id: on a shared mount other machines have the same ones.
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_PARTIAL}")
+    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        try:
+            rest = memoryview(content).cast("B")
+            while rest:  # a disk that is nearly full takes a part of it first
+                rest = rest[os.write(handle, rest) :]
+            if durable:
+                os.fsync(handle)
+        finally:
+            os.close(handle)  # where network mounts report a full disk
+        os.replace(beside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(beside)
+        raise
+    if durable and os.name == "posix":
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def make_folder(place: str | Path) -> None:
+    """Make a folder and those above it; object stores have no folders to be made.
+
+    Raises
+    ------
+    JobError
+        If it can't be made.
+    """
+    if not is_url(place):
+        with explained(place, "written"):
+            local_path(place).mkdir(parents=True, exist_ok=True)
+
+
+def remove(place: str | Path) -> None:
+    """Remove a file, if it is there.
+
+    Raises
+    ------
+    JobError
+        If it can't be removed.
+    """
+    with explained(place, "removed"), contextlib.suppress(FileNotFoundError):
+        if is_url(place):
+            files, path = filesystem(place)
+            files.rm_file(path)
+        else:
+            local_path(place).unlink()
+
+
+def remove_tree(place: str | Path) -> None:
+    """Remove a folder and all in it, if it is there.
+
+    Raises
+    ------
+    JobError
+        If something in it can't be removed.
+    ValueError
+        If the place is a whole disk or bucket.
+    """
+    if is_url(place):
+        files, path = filesystem(place)
+        parts = path.strip("/").split("/")
+        if parts == [""] or (len(parts) == 1 and "memory" not in files.protocol):
+            raise ValueError(f"{place} is a whole bucket")
+        with explained(place, "removed"), contextlib.suppress(FileNotFoundError):
+            files.rm(path, recursive=True)
+    else:
+        folder = local_path(place)
+        if os.path.realpath(folder) == os.path.realpath(folder / ".."):
+            raise ValueError(f"{place} is a whole disk")
+        with explained(place, "removed"), contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(folder)
+
+
+def remove_leftovers(place: str | Path) -> int:
+    """Remove what writers that died left unfinished in a folder; call it while nobody writes there.
+
+    Returns
+    -------
+    int
+        How many there were. Object stores never show what is unfinished.
+    """
+    if is_url(place):
+        return 0
+    left = [name for name in list_files(place) if name.endswith(_PARTIAL)]
+    for name in left:
+        remove(join(place, name))
+    return len(left)
+
+
+def free_bytes(place: str | Path) -> int | None:
+    """Room on the disk that holds, or would hold, a place; None where nobody knows, as in object stores.
+
+    Raises
+    ------
+    JobError
+        If the disk can't be asked.
+    """
+    if is_url(place):
+        return None
+    path = Path(os.path.abspath(local_path(place)))
+    with explained(place, "read"):
+        while not path.exists():
+            path = path.parent
+        return shutil.disk_usage(path).free
+
+
+@contextlib.contextmanager
+def explained(place: str | Path, doing: Literal["read", "written", "removed"]) -> Iterator[None]:
+    """Whatever the storage raises within becomes a JobError: what failed, why, and what to do."""
+    try:
+        yield
+    except DinoRayError:
+        raise
+    except Exception as error:
+        # Disks raise OSError; object stores raise whatever their libraries define.
+        url = is_url(place)
+        if url or isinstance(error, OSError):
+            reason = storage_errors.reason(error, remote=url)
+            raise JobError(f"{place}: cannot be {doing}: {reason}, then resume") from error
+        raise
+
+
+def filesystem(place: str | Path) -> tuple[Any, str]:
+    """Fsspec's file system of an address, and the path within it.
+
+    Raises
+    ------
+    UsageError
+        If nothing installed knows addresses of that kind.
+    """
+    try:
+        from fsspec.core import url_to_fs
+
+        found: tuple[Any, str] = url_to_fs(str(place), **_OPTIONS)
+    except ImportError as error:
+        raise UsageError(
+            f"{place}: needs a package that is not here ({error}); pip install 'dino-ray[remote]'"
+        ) from error
+    except ValueError as error:
+        raise UsageError(f"{place}: is no address that fsspec knows ({error}); name a folder") from error
+    return found
