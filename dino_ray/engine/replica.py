@@ -229,5 +229,7 @@ def _like(rgb: np.ndarray, colour_bands: int) -> np.ndarray:
 
 
 def _to_uint16(pixels: np.ndarray) -> np.ndarray:
-    scaled: np.ndarray = np.clip(pixels, 0.0, 1.0) * UINT16_MAX + 0.5
+    scaled: np.ndarray = np.clip(pixels, 0.0, 1.0)
+    scaled *= UINT16_MAX  # in place: a tile is many times the cache
+    scaled += 0.5
     return scaled.astype(np.uint16)

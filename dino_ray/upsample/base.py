@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dino_ray.plan.geometry import Rect, Scaling
+from dino_ray.upsample.alpha import NO_ALPHA, REACH, continued, straight
 from dino_ray.upsample.lanczos import Array, Lanczos
 
 Read = Callable[[Rect], NDArray[Any]]
@@ -21,6 +22,11 @@ WITH_ALPHA = (2, 4)
 
 class Upsampler(Protocol):
     """A way of enlarging that looks no farther than ``halo``."""
+
+    @property
+    def linear(self) -> bool:
+        """Whether it enlarges a sum of images to the sum of the enlarged ones."""
+        ...
 
     def halo(self, scaling: Scaling) -> int:
         """Source_px that a window needs on each side of ``scaling.source_window(rect)``."""
@@ -48,27 +54,36 @@ class Upsampler(Protocol):
 def base_tile(read: Read, rect: Rect, scaling: Scaling, upsampler: Upsampler) -> Array:
     """The base in ``rect``: colours by ``upsampler``, alpha by Lanczos.
 
+    What hides in transparent pixels does not bleed into what is seen (see ``alpha``); where the enlarged alpha rounds
+    to nothing, colour is 0.
+
     Parameters
     ----------
     read
-        Windows of the source with its 1 to 4 bands; called once.
+        Windows of the source with its 1 to 4 bands, alpha straight; called once.
     rect
         canvas_px, not empty. Where it sticks out of the canvas, the source goes on as its edge pixels.
 
     Returns
     -------
-    (rect.h, rect.w, bands) float32 in [0, 1].
+    (rect.h, rect.w, bands) float32 in [0, 1], alpha straight.
     """
     lanczos = Lanczos()
-    halo = max(upsampler.halo(scaling), lanczos.halo(scaling))
+    surroundings = 0 if upsampler.linear else REACH
+    halo = max(upsampler.halo(scaling) + surroundings, lanczos.halo(scaling))
     window_rect = scaling.source_window(rect, halo)
     window = unit_range(read(window_rect))
-    bands = window.shape[2]
-    colours = bands - 1 if bands in WITH_ALPHA else bands
-    made = upsampler(window[..., :colours], window_rect, rect, scaling)
-    if colours < bands:
-        made = np.concatenate([made, lanczos(window[..., colours:], window_rect, rect, scaling)], axis=2)
-    return np.clip(made, 0, 1)
+    if window.shape[2] not in WITH_ALPHA:
+        return np.clip(upsampler(window, window_rect, rect, scaling), 0, 1)
+    colours, alpha = window[..., :-1], window[..., -1:]
+    made_alpha = lanczos(alpha, window_rect, rect, scaling)
+    if upsampler.linear:
+        made = straight(upsampler(colours * alpha, window_rect, rect, scaling), made_alpha)
+    else:
+        made = upsampler(continued(colours, alpha), window_rect.pad(-REACH), rect, scaling)
+        made = np.where(made_alpha < NO_ALPHA, np.float32(0), made)
+    whole: Array = np.concatenate([made, made_alpha], axis=2)
+    return np.clip(whole, 0, 1)
 
 
 def unit_range(pixels: NDArray[Any]) -> Array:

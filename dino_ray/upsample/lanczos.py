@@ -86,6 +86,8 @@ class Lanczos:
     Takes any number of channels.
     """
 
+    linear = True
+
     def halo(self, scaling: Scaling) -> int:
         """Source_px that a window needs around what it covers."""
         spread = max(1 / scaling.factor_x, 1 / scaling.factor_y, Fraction(1))

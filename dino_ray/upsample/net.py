@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -114,6 +115,7 @@ class NetUpsampler:
 
     net: BaseNet
     device: torch.device
+    linear: ClassVar[bool] = False
 
     def halo(self, scaling: Scaling) -> int:
         """Source_px that a window needs around what it covers."""

@@ -214,6 +214,8 @@ def test_more_workers_than_the_machine_carries_are_refused_at_once(ray_here: Any
 class Counting:
     """An upsampler that says how many threads torch has where it runs."""
 
+    linear = True
+
     def halo(self, scaling: object) -> int:
         return 0
 
