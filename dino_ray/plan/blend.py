@@ -54,18 +54,22 @@ def ramp(width: int) -> NDArray[np.int32]:
 
 
 def axis_weights(axis: Axis, i: int, lo: int, hi: int) -> NDArray[np.int32]:
-    """Weight of tile ``i`` along ``axis`` over canvas_px ``[lo, hi)``: (hi - lo,), 0 ... ``RAMP_ONE``."""
-    weights = np.full(hi - lo, RAMP_ONE if i == 0 else 0, np.int32)
-    if i > 0:
+    """Weight of tile ``i`` along ``axis`` over canvas_px ``[lo, hi)``: (hi - lo,), 0 ... ``RAMP_ONE``.
+
+    On a closed axis tile ``i`` is one of many, a turn apart: over all of the canvas, the last tile weighs
+    what tiles -1 and n - 1 do.
+    """
+    weights = np.full(hi - lo, RAMP_ONE if axis.starts_at_edge(i) else 0, np.int32)
+    if not axis.starts_at_edge(i):
         weights += _seam(axis, i - 1, lo, hi)
-    if i < len(axis.ramps):
+    if not axis.ends_at_edge(i):
         weights -= _seam(axis, i, lo, hi)
     return weights
 
 
 def _seam(axis: Axis, seam: int, lo: int, hi: int) -> NDArray[np.int32]:
     """The ramp of one seam over ``[lo, hi)``: 0 before it, ``RAMP_ONE`` after it."""
-    start, stop = axis.ramps[seam]
+    start, stop = axis.ramp(seam)
     a, b = (min(max(end, lo), hi) for end in (start, stop))
     levels = np.zeros(hi - lo, np.int32)
     levels[a - lo : b - lo] = ramp(stop - start)[max(a - start, 0) : max(b - start, 0)]
@@ -104,7 +108,7 @@ def blend(grid: Grid, cell: int, tiles: Mapping[int, Pixels]) -> Pixels:
 
 def _pieces(axis: Axis, lo: int, hi: int) -> Iterator[tuple[Span, range]]:
     """``[lo, hi)`` cut at the ends of its ramp: spans with the one or two tiles that have weight there."""
-    ends = [end for i in axis.tiles_in(lo, hi)[:-1] for end in axis.ramps[i]]
+    ends = [end for i in axis.tiles_in(lo, hi)[:-1] for end in axis.ramp(i)]
     for a, b in pairwise(sorted({lo, hi, *(end for end in ends if lo < end < hi)})):
         yield (a, b), axis.tiles_in(a, b)
 
@@ -117,8 +121,10 @@ def _blend_piece(
     (x0, x1), cols = x
 
     def window(row: int, col: int) -> Pixels:
-        top, left = grid.ys.origins[row], grid.xs.origins[col]
-        return tiles[row * grid.xs.n_tiles + col][y0 - top : y1 - top, x0 - left : x1 - left]
+        top, left = grid.ys.origin(row), grid.xs.origin(col)
+        return tiles[row * grid.xs.n_tiles + col % grid.xs.n_tiles][
+            y0 - top : y1 - top, x0 - left : x1 - left
+        ]
 
     seams = len(rows) + len(cols) - 2
     first = window(rows[0], cols[0])

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from decimal import Decimal, localcontext
 from fractions import Fraction
+from itertools import pairwise
 
 from dino_ray.errors import UsageError
+
+_SCALE_DIGITS = 15
+"""Decimal digits that any factor can have and still survive as a float."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,23 @@ class Rect:
     def pad(self, n: int) -> Rect:
         """Grown by ``n`` on all four sides."""
         return Rect(self.x - n, self.y - n, self.w + 2 * n, self.h + 2 * n)
+
+    def turns(self, period: int) -> tuple[Rect, ...]:
+        """The parts of a window of something that closes on itself in x, left to right.
+
+        Parameters
+        ----------
+        period
+            Its length around. The window may lie anywhere and be longer than that.
+
+        Returns
+        -------
+        tuple of Rect
+            Each within ``[0, period)`` in x; side by side they are the window. Empty for an empty window.
+        """
+        cuts = range((self.x // period + 1) * period, self.x1, period)
+        ends = (self.x, *cuts, self.x1) if self.w else ()
+        return tuple(Rect(a % period, self.y, b - a, self.h) for a, b in pairwise(ends))
 
     def clip(self, w: int, h: int) -> Rect:
         """The part inside ``[0, w) × [0, h)``; empty where the window lies outside."""
@@ -118,16 +140,59 @@ class Scaling:
         Returns
         -------
         Rect
-            source_px; may stick out of the source, whose edge pixels readers then replicate.
+            source_px; may stick out of the source. There readers replicate its edge pixels or, to the left
+            and the right of a source that closes on itself, go on around it.
         """
         x0, x1 = _source_span(rect.x, rect.x1, self.source_w, self.canvas_w)
         y0, y1 = _source_span(rect.y, rect.y1, self.source_h, self.canvas_h)
         return Rect(x0, y0, x1 - x0, y1 - y0).pad(halo)
 
     def source_box(self, rect: Rect) -> tuple[float, float, float, float]:
-        """The area that ``rect`` (canvas_px) covers, as (x, y, w, h) in source_px, borders included."""
+        """The area that ``rect`` (canvas_px) covers, as (x, y, w, h) in source_px, borders included.
+
+        Where ``rect`` sticks out of the canvas, the box sticks out of the source as far.
+        """
         fx, fy = self.factor_x, self.factor_y
         return float(rect.x / fx), float(rect.y / fy), float(rect.w / fx), float(rect.h / fy)
+
+    def check_closes(self, multiple: int) -> None:
+        """Refuse a canvas that can't close on itself in x, with the scales around it that can.
+
+        Parameters
+        ----------
+        multiple
+            What the canvas's width must be a whole number of, canvas_px.
+
+        Raises
+        ------
+        UsageError
+            The width is not; names ``--wrap``, and the nearest ``--scale`` below and above.
+        """
+        if self.canvas_w % multiple == 0:
+            return
+        below = self.canvas_w // multiple * multiple
+        ways = [
+            f"--scale {scale} ({width:,} px)"
+            for width in (below, below + multiple)
+            if (scale := _scale_to(width, self.source_w)) is not None and scale >= 1
+        ]
+        raise UsageError(
+            f"--wrap: a result {self.canvas_w:,} px wide does not close, its tiles lie on multiples of "
+            f"{multiple} px; use {' or '.join([*ways, '--wrap off'])}"
+        )
+
+
+def _scale_to(width: int, source: int) -> Decimal | None:
+    """The shortest decimal factor that takes ``source`` px to ``width``."""
+    if width < 1:
+        return None
+    with localcontext(prec=_SCALE_DIGITS):
+        exact = Decimal(width) / source
+        for digits in range(_SCALE_DIGITS):
+            scale = round(exact, digits)
+            if scale > 0 and Scaling.from_factor(source, 1, float(scale)).canvas_w == width:
+                return scale
+    return None
 
 
 def _source_span(lo: int, hi: int, source: int, canvas: int) -> tuple[int, int]:

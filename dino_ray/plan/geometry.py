@@ -13,88 +13,23 @@ see and the merge discards. A *cell* is one chunk of the output, merged by one t
     support  |<------- 0 ------------>|
                                  |<-------- 1 ---------->|
     cells    |------|------|------|------|------|------|--|
+
+The canvas may close on itself in x; see `dino_ray.plan.axis`.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from itertools import pairwise
 
 from dino_ray.errors import UsageError
+from dino_ray.plan.axis import Axis, between
 from dino_ray.plan.frames import Rect, Scaling
 
 __all__ = ["CELL_MULTIPLE", "Axis", "Grid", "Rect", "Scaling", "make_grid"]
 
 CELL_MULTIPLE = 16
 """Cells are multiples of this many canvas_px where seams leave room: whole blocks for JPEG and TIFF tiles."""
-
-
-@dataclass(frozen=True)
-class Axis:
-    """Tiles, seams and cells along one axis of the canvas; all numbers canvas_px."""
-
-    length: int
-    """Canvas size along this axis."""
-    tile: int
-    """Tile size along this axis."""
-    origins: tuple[int, ...]
-    """First pixel of each tile, strictly increasing from 0."""
-    ramps: tuple[tuple[int, int], ...]
-    """Per seam the half-open interval over which tile ``i`` gives way to ``i + 1``; disjoint, in order."""
-    cell: int
-    """Cell ``k`` covers ``[k * cell, (k + 1) * cell)``, the last one clipped to the canvas."""
-
-    def __post_init__(self) -> None:
-        assert 1 <= self.cell <= self.length
-        assert self.origins[0] == 0
-        assert self.origins[-1] + self.tile >= self.length
-        assert len(self.ramps) == len(self.origins) - 1
-        for i, (start, stop) in enumerate(self.ramps):
-            assert self.origins[i + 1] <= start <= stop <= self.origins[i] + self.tile
-        # Tiles i and i + 2 then never meet in a cell, so a cell touches at most two tiles per axis.
-        assert all(self.cell <= right - left for left, right in _between(self.ramps))
-
-    @property
-    def n_tiles(self) -> int:
-        return len(self.origins)
-
-    @property
-    def n_cells(self) -> int:
-        return -(-self.length // self.cell)
-
-    def support(self, i: int) -> tuple[int, int]:
-        """Half-open interval of the canvas where tile ``i`` has weight; what lies outside is its context."""
-        lo = self.ramps[i - 1][0] if i > 0 else 0
-        hi = self.ramps[i][1] if i < len(self.ramps) else self.length
-        return lo, hi
-
-    def tiles_in(self, lo: int, hi: int) -> range:
-        """The tiles that have weight somewhere in ``[lo, hi)``, a non-empty interval of the canvas."""
-        first = bisect_right(self.ramps, lo, key=_stop)
-        last = bisect_left(self.ramps, hi, key=_start)
-        return range(first, last + 1)
-
-    def cells_in(self, lo: int, hi: int) -> range:
-        """The cells that share a pixel with ``[lo, hi)``, a non-empty interval of the canvas."""
-        return range(lo // self.cell, -(-hi // self.cell))
-
-    def cell_span(self, k: int) -> tuple[int, int]:
-        """Half-open interval of cell ``k``."""
-        return k * self.cell, min((k + 1) * self.cell, self.length)
-
-
-def _start(ramp: tuple[int, int]) -> int:
-    return ramp[0]
-
-
-def _stop(ramp: tuple[int, int]) -> int:
-    return ramp[1]
-
-
-def _between(ramps: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
-    """The intervals between successive ramps, where one tile stands alone."""
-    return [(a[1], b[0]) for a, b in pairwise(ramps)]
 
 
 @dataclass(frozen=True)
@@ -116,6 +51,11 @@ class Grid:
         return self.ys.length
 
     @property
+    def wrap(self) -> bool:
+        """Whether the canvas closes on itself in x."""
+        return self.xs.closed
+
+    @property
     def n_tiles(self) -> int:
         return self.xs.n_tiles * self.ys.n_tiles
 
@@ -132,12 +72,15 @@ class Grid:
         return divmod(j, self.xs.n_cells)
 
     def tile_rect(self, i: int) -> Rect:
-        """Tile ``i``, canvas_px; always of full size, so it may stick out at the right and the bottom."""
+        """Tile ``i``, canvas_px; always of full size, so it may stick out at the right and the bottom.
+
+        What sticks out lies beyond the image, or, where the axis is closed, at its other end.
+        """
         row, col = self.tile_position(i)
         return Rect(self.xs.origins[col], self.ys.origins[row], self.xs.tile, self.ys.tile)
 
     def support_rect(self, i: int) -> Rect:
-        """The part of tile ``i`` that reaches the output, canvas_px."""
+        """The part of tile ``i`` that reaches the output, canvas_px; see ``Axis.support``."""
         row, col = self.tile_position(i)
         return _rect(self.xs.support(col), self.ys.support(row))
 
@@ -149,8 +92,9 @@ class Grid:
     def cell_tiles(self, j: int) -> tuple[int, ...]:
         """The tiles, at most 4 and in ascending order, that cell ``j`` is merged from."""
         row, col = self.cell_position(j)
-        cols = self.xs.tiles_in(*self.xs.cell_span(col))
-        return tuple(r * self.xs.n_tiles + c for r in self.ys.tiles_in(*self.ys.cell_span(row)) for c in cols)
+        n = self.xs.n_tiles
+        cols = sorted(c % n for c in self.xs.tiles_in(*self.xs.cell_span(col)))
+        return tuple(r * n + c for r in self.ys.tiles_in(*self.ys.cell_span(row)) for c in cols)
 
     def tile_cells(self, i: int) -> tuple[int, ...]:
         """The cells, in ascending order, that need tile ``i``."""
@@ -161,30 +105,41 @@ class Grid:
     def tile_order(self) -> tuple[int, ...]:
         """All tiles, in the order in which the fewest finished ones wait for neighbours.
 
-        Lines of tiles along the shorter axis, one after another: what waits is about one line, so the line
-        should be short. ``max_waiting`` is the bound.
+        Lines of tiles, rows or columns, one after another: what waits is about one line, so the lines that
+        leave the fewest waiting are taken. ``max_waiting`` is the bound.
         """
         rows, cols = self.ys.n_tiles, self.xs.n_tiles
-        if cols <= rows:
+        by_rows, by_columns = self._waiting()
+        if by_rows <= by_columns:
             return tuple(range(rows * cols))
         return tuple(row * cols + col for col in range(cols) for row in range(rows))
 
     def max_waiting(self) -> int:
         """The most finished tiles that any cell still needs, when tiles finish in ``tile_order``.
 
-        A tile is free once the tile diagonally after it is done. With lines of ``s`` tiles that leaves at
-        most one line, the tile at hand and the one it hangs diagonally from: ``s + 2``, counted when a tile
-        has finished and the cells that it completes are not merged yet. Tiles that finish out of order come
-        on top, as many as the engine lets run ahead.
+        Counted when a tile has finished and the cells that it completes are not merged yet. Tiles that finish
+        out of order come on top, as many as the engine lets run ahead.
         """
-        return min(self.n_tiles, min(self.xs.n_tiles, self.ys.n_tiles) + 2)
+        return min(self.n_tiles, *self._waiting())
+
+    def _waiting(self) -> tuple[int, int]:
+        """The most tiles that wait when tiles finish by rows, and when they do by columns.
+
+        A tile is free once the tile diagonally after it is done. With lines of ``s`` tiles that leaves at
+        most one line, the tile at hand and the one it hangs diagonally from: ``s + 2``.
+
+        Where x is closed, the first tile of a row has the last one for a neighbour, and waits one tile longer
+        than the others do: for the end of the next row. And the first column waits, whole, for the last.
+        """
+        rows, cols, closed = self.ys.n_tiles, self.xs.n_tiles, self.xs.closed
+        return cols + 2 + closed, rows + 2 + closed * rows
 
 
 def _rect(x: tuple[int, int], y: tuple[int, int]) -> Rect:
     return Rect(x[0], y[0], x[1] - x[0], y[1] - y[0])
 
 
-def make_grid(width: int, height: int, *, tile: int, overlap: int, multiple: int) -> Grid:
+def make_grid(width: int, height: int, *, tile: int, overlap: int, multiple: int, wrap: bool = False) -> Grid:
     """Lay evenly spaced tiles and uniform merge cells over a canvas.
 
     Parameters
@@ -196,24 +151,53 @@ def make_grid(width: int, height: int, *, tile: int, overlap: int, multiple: int
         size rounded up to ``multiple``.
     overlap
         Least overlap of neighbouring tiles, canvas_px; even spacing and ``multiple`` can make it larger. At
-        most half a tile once rounded up to ``multiple``: more would let three tiles meet on one axis.
+        most half a tile once rounded up to ``multiple``: more would let three tiles meet on one axis. Where
+        ``wrap`` makes a tile go all around, its halves are what it shares, if that is less.
     multiple
         Tile origins are multiples of this, canvas_px; the last tile sticks out of the canvas by less.
+    wrap
+        Close the canvas on itself in x: the left edge goes on where the right one ends. There are then at least
+        two tiles around, none of them longer than the canvas is.
 
     Raises
     ------
     UsageError
-        ``tile`` or ``overlap`` is out of range; names the option.
+        ``tile`` or ``overlap`` is out of range; ``width`` does not close: it must be a multiple of
+        ``multiple``, two of them at least. Names the option.
     """
     assert min(width, height, multiple) >= 1
     _check_request(tile, overlap, multiple)
-    xs, ys = (_tile_origins(n, tile, overlap, multiple) for n in (width, height))
-    x_ramps, y_ramps = _ramps(*xs), _ramps(*ys)
+    if wrap:
+        _check_width(width, multiple)
+    x_tile, x_origins = (_closed_origins if wrap else _tile_origins)(width, tile, overlap, multiple)
+    y_tile, y_origins = _tile_origins(height, tile, overlap, multiple)
+    # One more tile at either end lets the seams of a closed axis see their neighbours there.
+    x_around = (x_origins[-1] - width, *x_origins, width, width + x_origins[1]) if wrap else x_origins
+    x_ramps, y_ramps = _ramps(x_tile, x_around), _ramps(y_tile, y_origins)
     # Cells are square, so both axes take the smaller limit; an axis without seams sets none worth mention.
-    cell = min(_cell_limit(tile, xs[1], x_ramps), _cell_limit(tile, ys[1], y_ramps))
+    cell = min(_cell_limit(tile, x_around, x_ramps), _cell_limit(tile, y_origins, y_ramps))
     if cell > CELL_MULTIPLE:
         cell -= cell % CELL_MULTIPLE
-    return Grid(Axis(width, *xs, x_ramps, min(cell, width)), Axis(height, *ys, y_ramps, min(cell, height)))
+    if wrap:
+        x_ramps = x_ramps[1:-1]
+    return Grid(
+        Axis(width, x_tile, x_origins, x_ramps, min(cell, width), closed=wrap),
+        Axis(height, y_tile, y_origins, y_ramps, min(cell, height)),
+    )
+
+
+def _check_width(width: int, multiple: int) -> None:
+    if width < 2 * multiple:
+        raise UsageError(
+            f"--wrap: a result {width:,} px wide is too narrow to close, two tiles around it take {2 * multiple} px; "
+            "use a larger --scale or --wrap off"
+        )
+    if width % multiple:
+        below = width - width % multiple
+        raise UsageError(
+            f"--wrap: a result {width:,} px wide does not close, its tiles lie on multiples of {multiple} px; "
+            f"use a --scale that makes it {below:,} or {below + multiple:,} px wide, or --wrap off"
+        )
 
 
 def _check_request(tile: int, overlap: int, multiple: int) -> None:
@@ -241,6 +225,15 @@ def _tile_origins(length: int, tile: int, overlap: int, multiple: int) -> tuple[
         return tile_units * multiple, (0,)
     steps = -(-reach // (tile_units - -(-overlap // multiple)))
     return tile_units * multiple, tuple(multiple * (i * reach // steps) for i in range(steps + 1))
+
+
+def _closed_origins(length: int, tile: int, overlap: int, multiple: int) -> tuple[int, tuple[int, ...]]:
+    """(tile size, tile origins) around a closed axis; as even as the grid of ``multiple`` allows."""
+    units = length // multiple  # lengths count in multiples
+    tile_units = min(tile // multiple, units)
+    overlap_units = min(-(-overlap // multiple), tile_units // 2)
+    n_tiles = max(2, -(-units // (tile_units - overlap_units)))
+    return tile_units * multiple, tuple(multiple * (i * units // n_tiles) for i in range(n_tiles))
 
 
 def _ramps(tile: int, origins: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
@@ -271,4 +264,4 @@ def _cell_limit(tile: int, origins: tuple[int, ...], ramps: tuple[tuple[int, int
     if len(ramps) < 2:
         return max(1, tile // 2)
     stride = min(b - a for a, b in pairwise(origins))
-    return max(1, min(stride // 2, *(right - left for left, right in _between(ramps))))
+    return max(1, min(stride // 2, *(right - left for left, right in between(ramps))))

@@ -37,7 +37,7 @@ _DOMAIN = 0x6C6174656E74
 """Second key word, ASCII "latent": other fields from the same seed would take another."""
 
 
-def field(seed: int, channels: int, rect: Rect) -> NDArray[np.float32]:
+def field(seed: int, channels: int, rect: Rect, period: int | None = None) -> NDArray[np.float32]:
     """Crop the noise field of one seed.
 
     Parameters
@@ -48,6 +48,9 @@ def field(seed: int, channels: int, rect: Rect) -> NDArray[np.float32]:
         Latent channels.
     rect
         latent; from the origin on, without bound to the right and the bottom.
+    period
+        latent; the field closes on itself in x: its columns ``[0, period)`` come again and again, in both
+        directions. Blocks are cut off where it closes, so it need be no multiple of theirs.
 
     Returns
     -------
@@ -55,6 +58,9 @@ def field(seed: int, channels: int, rect: Rect) -> NDArray[np.float32]:
         float32 (channels, rect.h, rect.w), independent unit normals.
     """
     assert 0 <= seed <= MAX_SEED
+    if period is not None:
+        parts = [field(seed, channels, part) for part in rect.turns(period)]
+        return np.concatenate([np.empty((channels, rect.h, 0), np.float32), *parts], axis=2)
     assert min(rect.x, rect.y) >= 0, rect
     out = np.empty((channels, rect.h, rect.w), np.float32)
     rows = range(rect.y // BLOCK, -(-rect.y1 // BLOCK))
