@@ -10,7 +10,7 @@ from dino_ray.raster.metadata import iptc
 from dino_ray.raster.vips import VipsImage
 
 _EXIF, _XMP, _IPTC = "exif-data", "xmp-data", "iptc-data"
-_EXIF_PREFIX = b"Exif\0\0"
+EXIF_PREFIX = b"Exif\0\0"
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,22 @@ def read(image: VipsImage) -> Metadata:
     """The blocks that libvips found in a file's header."""
     exif, wrapped = _blob(image, _EXIF), _blob(image, _IPTC)
     return Metadata(
-        exif=exif and (exif.removeprefix(_EXIF_PREFIX) or None),
+        exif=exif and (exif.removeprefix(EXIF_PREFIX) or None),
         xmp=_blob(image, _XMP),
         iptc=wrapped and iptc.unwrap(wrapped),
     )
 
 
 def attach(image: VipsImage, metadata: Metadata) -> VipsImage:
-    """A copy of an image that has these blocks, and no others, for libvips to write."""
+    """A copy of an image that has these blocks, and no others, for libvips to write.
+
+    XMP is written as it is in every format, IPTC only in JPEG. (In TIFF libvips cuts IPTC short: it counts in
+    units of four bytes what is stored in single ones.) EXIF is rewritten by libexif, with losses: see
+    `completion` for what keeps it whole.
+    """
     image = image.copy()
     blocks = {
-        _EXIF: metadata.exif and _EXIF_PREFIX + metadata.exif,
+        _EXIF: metadata.exif and EXIF_PREFIX + metadata.exif,
         _XMP: metadata.xmp,
         _IPTC: metadata.iptc and iptc.wrap(metadata.iptc),
     }
