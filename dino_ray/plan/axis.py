@@ -2,9 +2,9 @@
 
 An axis may be *closed*, as the horizontal one of a 360° panorama is: past its last pixel comes its first. It
 has as many seams as tiles. The last tile sticks out of the canvas by its overlap with tile 0, which it meets
-there; that seam's ramp counts on past the canvas's end and falls on the pixels from 0 on. Cells do not wrap:
-the canvas is an ordinary array. Tiles and seams of a closed axis may be named by any integer: tile ``i + n``
-is tile ``i`` one turn further, and tile -1 is the last one as it reaches in from the left.
+there; the ramp between them counts on past the canvas's end and falls on the pixels from 0 on. Cells do not
+wrap: the canvas is an ordinary array. Tiles and seams of a closed axis may be named by any integer: tile
+``i + n`` is tile ``i`` one turn further, and tile -1 is the last one as it reaches in from the left.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Axis:
     """First pixel of each tile, strictly increasing from 0."""
     ramps: tuple[tuple[int, int], ...]
     """Per seam the half-open interval over which tile ``i`` gives way to ``i + 1``; disjoint, in order. The
-    last one of a closed axis lies past ``length``."""
+    last one of a closed axis lies past ``length``; where overlaps are large, so may the one before."""
     cell: int
     """Cell ``k`` covers ``[k * cell, (k + 1) * cell)``, the last one clipped to the canvas."""
     closed: bool = False
@@ -86,7 +86,7 @@ class Axis:
     def support(self, i: int) -> tuple[int, int]:
         """Half-open interval where tile ``i`` has weight; what lies outside is its context.
 
-        Within the canvas, but for the last tile of a closed axis, whose support ends past it.
+        Within the canvas, but for the last tiles of a closed axis, whose support may end, or even lie, past it.
         """
         lo = 0 if self.starts_at_edge(i) else self.ramp(i - 1)[0]
         hi = self.length if self.ends_at_edge(i) else self.ramp(i)[1]
@@ -95,29 +95,22 @@ class Axis:
     def tiles_in(self, lo: int, hi: int) -> range:
         """The tiles that have weight somewhere in ``[lo, hi)``, a non-empty interval of the canvas.
 
-        On a closed axis the first may be -1: the last tile, as it reaches in from the left.
+        On a closed axis they may begin below 0, with the last ones as they reach in from the left.
         """
-        reached_around = self.closed and lo < self.ramp(-1)[1]
-        first = -1 if reached_around else bisect_right(self.ramps, lo, key=_stop)
-        last = bisect_left(self.ramps, hi, key=_start)
-        return range(first, last + 1)
+        seams = range(-self.n_tiles if self.closed else 0, len(self.ramps))
+        first = bisect_right(seams, lo, key=lambda i: self.ramp(i)[1])
+        last = bisect_left(seams, hi, key=lambda i: self.ramp(i)[0])
+        return range(seams.start + first, seams.start + last + 1)
 
     def cells_in(self, lo: int, hi: int) -> tuple[int, ...]:
         """The cells that share a pixel with ``[lo, hi)``, a support, in ascending order."""
-        past = max(hi - self.length, 0)
-        return (*range(-(-past // self.cell)), *range(lo // self.cell, -(-(hi - past) // self.cell)))
+        turns = ((lo, min(hi, self.length)), (max(lo - self.length, 0), hi - self.length))
+        # Between a tile and itself one turn further another stands alone for a cell or more: none comes twice.
+        return tuple(sorted(k for a, b in turns if a < b for k in range(a // self.cell, -(-b // self.cell))))
 
     def cell_span(self, k: int) -> tuple[int, int]:
         """Half-open interval of cell ``k``."""
         return k * self.cell, min((k + 1) * self.cell, self.length)
-
-
-def _start(ramp: tuple[int, int]) -> int:
-    return ramp[0]
-
-
-def _stop(ramp: tuple[int, int]) -> int:
-    return ramp[1]
 
 
 def between(ramps: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

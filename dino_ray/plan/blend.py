@@ -56,8 +56,8 @@ def ramp(width: int) -> NDArray[np.int32]:
 def axis_weights(axis: Axis, i: int, lo: int, hi: int) -> NDArray[np.int32]:
     """Weight of tile ``i`` along ``axis`` over canvas_px ``[lo, hi)``: (hi - lo,), 0 ... ``RAMP_ONE``.
 
-    On a closed axis tile ``i`` is one of many, a turn apart: over all of the canvas, the last tile weighs
-    what tiles -1 and n - 1 do.
+    On a closed axis tile ``i`` is one of many, a turn apart: the last tile is also tile -1, and weighs on the
+    left of the canvas as that one.
     """
     weights = np.full(hi - lo, RAMP_ONE if axis.starts_at_edge(i) else 0, np.int32)
     if not axis.starts_at_edge(i):

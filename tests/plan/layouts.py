@@ -18,21 +18,30 @@ class Request:
     tile: int
     overlap: int
     multiple: int
+    wrap: bool = False
 
     def grid(self) -> Grid:
         return make_grid(
-            self.width, self.height, tile=self.tile, overlap=self.overlap, multiple=self.multiple
+            self.width,
+            self.height,
+            tile=self.tile,
+            overlap=self.overlap,
+            multiple=self.multiple,
+            wrap=self.wrap,
         )
 
 
 @st.composite
 def requests(draw: st.DrawFn, longest: int = 400, shortest_tile: int = 1) -> Request:
-    """Any valid request for canvases up to ``longest`` a side."""
+    """Any valid request for canvases up to about ``longest`` a side, open or closed."""
     multiple = draw(st.sampled_from([1, 2, 3, 8, 16]))
     units = draw(st.integers(-(-shortest_tile // multiple), max(1, 128 // multiple)))
     overlap = draw(st.integers(0, units // 2 * multiple))
     width, height = draw(st.integers(1, longest)), draw(st.integers(1, longest))
-    return Request(width, height, units * multiple, overlap, multiple)
+    wrap = draw(st.booleans())
+    if wrap:
+        width = max(2, round(width / multiple)) * multiple
+    return Request(width, height, units * multiple, overlap, multiple, wrap)
 
 
 def small_requests() -> st.SearchStrategy[Request]:

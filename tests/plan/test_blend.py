@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import verifier
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from layouts import Request, requests, small_requests
 
@@ -35,7 +37,10 @@ def test_weights_are_the_verifiers_and_sum_to_65536_at_every_pixel(request_: Req
     tables = []
     for axis in (grid.ys, grid.xs):
         table = np.stack([axis_weights(axis, i, 0, axis.length) for i in range(axis.n_tiles)])
-        assert (table == verifier.weights(axis.length, axis.ramps)).all()
+        if axis.closed:
+            reaching_in = range(-axis.n_tiles, 0)
+            table += np.stack([axis_weights(axis, i, 0, axis.length) for i in reaching_in])
+        assert (table == verifier.weights(axis.length, axis.ramps, axis.closed)).all()
         assert table.min() >= 0
         tables.append(table.sum(0))
     assert (np.outer(*tables) == 65_536).all()
@@ -44,7 +49,7 @@ def test_weights_are_the_verifiers_and_sum_to_65536_at_every_pixel(request_: Req
 @given(requests(longest=150, shortest_tile=4), st.data())
 def test_weights_of_a_window_are_the_window_of_the_weights(request_: Request, data: st.DataObject) -> None:
     axis = request_.grid().xs
-    i = data.draw(st.integers(0, axis.n_tiles - 1))
+    i = data.draw(st.integers(-axis.n_tiles * axis.closed, axis.n_tiles - 1))
     lo = data.draw(st.integers(0, axis.length))
     hi = data.draw(st.integers(lo, axis.length))
     assert (axis_weights(axis, i, lo, hi) == axis_weights(axis, i, 0, axis.length)[lo:hi]).all()
@@ -54,8 +59,8 @@ def test_weights_of_a_window_are_the_window_of_the_weights(request_: Request, da
 def test_blending_is_the_verifiers_weighted_mean(request_: Request, seed: int, channels: int) -> None:
     grid = request_.grid()
     tiles = random_tiles(grid, seed, channels)
-    plane = verifier.plane_weights(grid.width, grid.height, grid.xs.ramps, grid.ys.ramps)
-    expected = verifier.mosaic(grid.width, grid.height, corners(grid), plane, tiles)
+    plane = verifier.plane_weights(grid.width, grid.height, grid.xs.ramps, grid.ys.ramps, grid.wrap)
+    expected = verifier.mosaic(grid.width, grid.height, corners(grid), plane, tiles, grid.wrap)
     assert (assemble(grid, tiles) == expected).all()
 
 
@@ -65,8 +70,25 @@ def test_what_the_tiles_agree_on_survives_exactly(request_: Request, seed: int) 
     rng = np.random.default_rng(seed)
     padded = (grid.ys.origins[-1] + grid.ys.tile, grid.xs.origins[-1] + grid.xs.tile, 3)
     image = rng.integers(0, 2**16, padded, dtype=np.uint16)
+    if grid.wrap:
+        image = image[:, np.arange(padded[1]) % grid.width]
     tiles = {i: image[grid.tile_rect(i).slices] for i in range(grid.n_tiles)}
     assert (assemble(grid, tiles) == image[: grid.height, : grid.width]).all()
+
+
+@given(small_requests(), st.integers(0, 2**32), st.data())
+def test_a_closed_canvas_turned_by_a_stride_is_made_of_the_same_tiles_turned(
+    request_: Request, seed: int, data: st.DataObject
+) -> None:
+    width = max(2, request_.width // request_.multiple) * request_.multiple
+    grid = replace(request_, wrap=True, width=width).grid()
+    n = grid.xs.n_tiles
+    strides = {grid.xs.origin(i + 1) - grid.xs.origin(i) for i in range(n)}
+    assume(len(strides) == 1)
+    turns = data.draw(st.integers(1, n - 1))
+    tiles = random_tiles(grid, seed)
+    turned = {i: tiles[i - i % n + (i - turns) % n] for i in tiles}
+    assert (assemble(grid, turned) == np.roll(assemble(grid, tiles), grid.xs.origins[turns], axis=1)).all()
 
 
 def test_every_constant_survives_at_8_and_16_bits() -> None:

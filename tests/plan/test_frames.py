@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 from fractions import Fraction
 
 import pytest
@@ -39,6 +40,19 @@ def test_shift_moves_and_pad_grows_on_every_side(rect: Rect, dx: int, dy: int, n
     assert rect.area == len(pixels(rect))
 
 
+@given(rects, st.integers(1, 40))
+def test_turns_are_the_window_folded_onto_the_circle(rect: Rect, period: int) -> None:
+    parts = rect.turns(period)
+    assert all(0 <= part.x < part.x1 <= period and (part.y, part.h) == (rect.y, rect.h) for part in parts)
+    columns = [x for part in parts for x in range(part.x, part.x1)]
+    assert columns == [x % period for x in range(rect.x, rect.x1)]
+
+
+def test_a_window_within_one_turn_is_one_part() -> None:
+    assert Rect(70, 3, 30, 5).turns(50) == (Rect(20, 3, 30, 5),)
+    assert Rect(0, 3, 50, 5).turns(50) == (Rect(0, 3, 50, 5),)
+
+
 @pytest.mark.parametrize(
     ("source", "scale", "canvas"),
     [(5, 2.3, 12), (5, 1.5, 8), (3, 0.1, 1), (10, 1.1, 11), (7, 2, 14), (1000, 4.0, 4000), (3, 1.5, 5)],
@@ -70,3 +84,35 @@ def test_source_box_of_the_canvas_is_the_source() -> None:
     scaling = Scaling.from_factor(333, 77, 2.5)
     assert scaling.source_box(Rect(0, 0, scaling.canvas_w, scaling.canvas_h)) == (0, 0, 333, 77)
     assert Scaling(100, 50, 200, 200).source_box(Rect(10, 20, 40, 8)) == (5, 5, 20, 2)
+
+
+def test_the_box_of_a_tile_past_the_edge_lies_past_the_edge() -> None:
+    assert Scaling(100, 50, 200, 200).source_box(Rect(180, 20, 40, 8)) == (90, 5, 20, 2)
+
+
+@given(st.integers(1, 5000), st.integers(10, 160), st.sampled_from([1, 8, 16, 32]))
+def test_a_width_that_does_not_close_is_refused_with_the_nearest_scales_that_do(
+    source: int, tenths: int, multiple: int
+) -> None:
+    scaling = Scaling.from_factor(source, source, tenths / 10)
+    if scaling.canvas_w % multiple == 0:
+        scaling.check_closes(multiple)
+        return
+    with pytest.raises(UsageError, match=r"^--wrap: .*--wrap off$") as refusal:
+        scaling.check_closes(multiple)
+    offered = re.findall(r"--scale ([\d.]+) \(([\d,]+) px\)", str(refusal.value))
+    widths = [int(width.replace(",", "")) for _, width in offered]
+    below = scaling.canvas_w // multiple * multiple
+    assert widths in ([below, below + multiple], [below + multiple])
+    for (scale, _), width in zip(offered, widths, strict=True):
+        assert Scaling.from_factor(source, source, float(scale)).canvas_w == width
+        Scaling.from_factor(source, source, float(scale)).check_closes(multiple)
+
+
+def test_the_refusal_of_a_width_says_what_to_type() -> None:
+    with pytest.raises(UsageError) as refusal:
+        Scaling.from_factor(6001, 3000, 1.5).check_closes(16)
+    assert str(refusal.value) == (
+        "--wrap: a result 9,002 px wide does not close, its tiles lie on multiples of 16 px; "
+        "use --scale 1.4984 (8,992 px) or --scale 1.501 (9,008 px) or --wrap off"
+    )

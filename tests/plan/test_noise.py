@@ -23,6 +23,18 @@ def test_the_noise_of_a_crop_is_the_crop_of_the_noise(seed: int, x: int, y: int,
     assert (crop == whole[(slice(None), *rect.slices)]).all()
 
 
+@given(seeds, st.integers(1, SIDE), st.integers(-SIDE, SIDE), st.integers(0, SIDE), st.integers(0, SIDE))
+def test_a_closed_field_has_the_same_noise_a_period_further(
+    seed: int, period: int, x: int, y: int, w: int
+) -> None:
+    rect = Rect(x, y, w, 20)
+    closed = field(seed, 2, rect, period)
+    assert closed.dtype == np.float32
+    once = field(seed, 2, Rect(0, y, period, 20))
+    assert (closed == once[:, :, np.arange(x, x + w) % period]).all()
+    assert (closed == field(seed, 2, rect.shift(period, 0), period)).all()
+
+
 def test_the_field_goes_on_far_to_the_right_and_the_bottom() -> None:
     far = Rect(2**31 - 7, 2**33 + 5, 20, 20)
     assert (field(3, 1, far)[:, 4:9, 6:11] == field(3, 1, Rect(far.x + 6, far.y + 4, 5, 5))).all()
