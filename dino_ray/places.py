@@ -141,10 +141,17 @@ def write_bytes_whole(place: str | Path, content: Bytes, durable: bool = True) -
             files, path = filesystem(place)
             files.pipe_file(path, bytes(content))
         else:
-            _write_local(local_path(place), content, durable)
+            write_local(local_path(place), content, durable)
 
 
-def _write_local(path: Path, content: Bytes, durable: bool) -> None:
+def write_local(path: Path, content: Bytes, durable: bool = True) -> None:
+    """`write_bytes_whole` for a path, for callers who say themselves what went wrong.
+
+    Raises
+    ------
+    OSError
+        If it can't be written; what was there before still is.
+    """
     # Not the process's id: on a shared mount other machines have the same ones.
     beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_PARTIAL}")
     handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)

@@ -1,14 +1,14 @@
-"""The canvas: a store whose chunk is one merge cell. A cell is done when its chunk exists.
+"""The canvas: a store whose chunk is one merge cell. A cell is done when its chunk is there.
 
-Coordinates are ``canvas_px``. A chunk file appears by renaming, whole or not at all, so a writer may die at
-any moment; nothing else records progress.
+Coordinates are ``canvas_px``. A chunk appears whole or not at all, by renaming on disks and by one request in
+object stores, so a writer may die at any moment; nothing else records progress.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +16,8 @@ import numpy as np
 
 from dino_ray.errors import JobError
 from dino_ray.plan.geometry import Rect
-from dino_ray.raster import store
-from dino_ray.raster.store import Depth, Pixels
-
-# Zarr's default key of chunk (row, column, band). Partly written files have other names and do not match.
-_CHUNK_KEY = re.compile(r"c/(\d+)/(\d+)/0")
+from dino_ray.raster import chunks, store
+from dino_ray.raster.chunks import Depth, Pixels
 
 
 @dataclass(frozen=True)
@@ -30,7 +27,7 @@ class Canvas:
     Attributes
     ----------
     folder
-        Where the store is.
+        Where the store is: a local path, or an address for fsspec such as ``s3://bucket/job/canvas.zarr``.
     width, height
         Size in canvas_px.
     bands, dtype
@@ -69,11 +66,9 @@ class Canvas:
         JobError
             If the folder holds no canvas.
         """
-        array = store.open_fresh(folder)
-        height, width, bands = array.shape
-        cell_h, cell_w, _ = array.chunks
-        dtype: Depth = "uint8" if array.dtype == np.uint8 else "uint16"
-        return cls(str(folder), width, height, bands, dtype, (cell_h, cell_w))
+        layout = store.open_fresh(folder).layout
+        height, width, bands = layout.shape
+        return cls(str(folder), width, height, bands, layout.dtype, layout.chunk)
 
     @property
     def cells(self) -> tuple[int, int]:
@@ -108,17 +103,32 @@ class Canvas:
             raise ValueError(f"{rect} is not one cell of {self}")
         if pixels.shape != (rect.h, rect.w, self.bands) or pixels.dtype != self.dtype:
             raise ValueError(f"{pixels.shape} {pixels.dtype} does not fit the cell {rect} of {self}")
-        try:
-            self._array()[rect.slices] = pixels
-        except OSError as error:
-            raise JobError(
-                f"{self.folder}: cannot be written ({error.strerror or error}); check the disk"
-            ) from error
+        chunks.write(self.folder, self._layout(), rect, pixels)
 
     def done(self) -> set[tuple[int, int]]:
-        """Row and column of every finished cell."""
-        keys = store.keys(self._array(), "c")
-        return {(int(m[1]), int(m[2])) for m in map(_CHUNK_KEY.fullmatch, keys) if m}
+        """Row and column of every finished cell.
+
+        Raises
+        ------
+        JobError
+            If the store is gone or cannot be listed.
+        """
+        return chunks.finished(self.folder, self._layout())
+
+    def clean(self) -> int:
+        """Remove what writers that died left unfinished; call it while nobody writes.
+
+        Returns
+        -------
+        int
+            How many files that were.
+
+        Raises
+        ------
+        JobError
+            If they cannot be removed.
+        """
+        return store.clean(self.folder)
 
     def missing(self) -> list[tuple[int, int]]:
         """Row and column of every cell that is not finished, in row-major order."""
@@ -138,7 +148,7 @@ class Canvas:
         """
         if not (0 <= rect.x < rect.x1 <= self.width and 0 <= rect.y < rect.y1 <= self.height):
             raise ValueError(f"{rect} is not within {self}")
-        return store.read(self.folder, (self.height, self.width, self.bands), self.dtype, rect)
+        return chunks.read(self.folder, self._layout(), rect, absent="zeros")
 
     def rows(self) -> Iterator[Pixels]:
         """Full-width bands from top to bottom, each one row of cells high: (height, width, bands).
@@ -151,9 +161,19 @@ class Canvas:
     def sha256(self) -> str:
         """Hex digest of the pixels in row-major order, little-endian."""
         digest = hashlib.sha256()
-        for band in self.rows():
-            digest.update(np.ascontiguousarray(band, dtype=band.dtype.newbyteorder("<")).data)
+        # One band is hashed while the next is read: two bands of memory.
+        with ThreadPoolExecutor(1, thread_name_prefix="sha256") as thread:
+            hashing = None
+            for band in self.rows():
+                if hashing is not None:
+                    hashing.result()
+                hashing = thread.submit(digest.update, np.ascontiguousarray(band, f"<u{band.itemsize}").data)
         return digest.hexdigest()
 
-    def _array(self) -> store.ZarrArray:
-        return store.open_cached(self.folder, (self.height, self.width, self.bands), self.dtype)
+    def _layout(self) -> chunks.Layout:
+        layout = store.layout_of(self.folder, (self.height, self.width, self.bands), self.dtype)
+        if layout.chunk != self.cell:
+            raise JobError(
+                f"{self.folder}: has cells of {layout.chunk}, expected {self.cell}; it was made by another job"
+            )
+        return layout

@@ -1,126 +1,240 @@
-"""Chunked arrays on disk: the one place that decides how source and canvas are laid out in zarr.
+"""Chunked arrays of pixels: the one place that decides how source and canvas are laid out in zarr.
+
+A store lies in a *folder*: a local path, or an address for fsspec (``s3://bucket/job/canvas.zarr``).
 
 Chunks are stored as they are, without compression. On photographs the cheapest codecs save 10 to 25 % and
 cost a third to two thirds of the speed of a chunk-sized write (600 MB/s plain, 365 lz4, 273 zstd at
-level 1); and an uncompressed store's size on disk is known before work starts.
+level 1); and an uncompressed store's size on disk is known before work starts. Zarr keeps the metadata; chunks are
+read and written without it (`chunks.py`), and `zarr.open` reads the same pixels.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import zarr
-from zarr.core.sync import sync
+from zarr.core.buffer import default_buffer_prototype
+from zarr.storage import MemoryStore
 
-from dino_ray.errors import JobError
+from dino_ray import places
+from dino_ray.errors import JobError, describe_error
 from dino_ray.plan.geometry import Rect
+from dino_ray.raster import chunks
+from dino_ray.raster.chunks import Depth, Layout, Pixels, Position
 
-Depth = Literal["uint8", "uint16"]
-Pixels = npt.NDArray[np.uint8 | np.uint16]
-ZarrArray = Any  # zarr's classes are not visible to the type checker
+__all__ = [
+    "Depth",
+    "Layout",
+    "PixelStore",
+    "Pixels",
+    "clean",
+    "create",
+    "finished",
+    "layout_of",
+    "open_fresh",
+    "read",
+    "remove",
+    "set_attributes",
+    "write",
+]
 
-# Zarr drops chunks that equal the fill value unless told otherwise, and a black cell would look undone. The
-# setting lives in the process, not in the store, so every open has to repeat it.
-_WRITE_BLACK = {"write_empty_chunks": True}
-_METADATA = "zarr.json"
+
+@dataclass(frozen=True)
+class PixelStore:
+    """A store whose metadata has been read.
+
+    Attributes
+    ----------
+    folder
+        Where it is.
+    layout
+        What array it holds.
+    attrs
+        JSON-able facts beside the pixels, as they were when it was opened.
+    """
+
+    folder: str
+    layout: Layout
+    attrs: Mapping[str, Any]
+
+    def __setitem__(self, window: tuple[slice, slice], pixels: Pixels) -> None:
+        """Store a window of whole chunks, (rows, columns); see `chunks.write`."""
+        rows, columns = window
+        rect = Rect(columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)
+        chunks.write(self.folder, self.layout, rect, pixels)
 
 
 def create(
     folder: str | Path, shape: tuple[int, int, int], chunk: tuple[int, int], dtype: Depth
-) -> ZarrArray:
+) -> PixelStore:
     """Make an empty array (height, width, bands) in ``folder``, one file per chunk, replacing an older one.
 
     Raises
     ------
     JobError
         If the folder holds anything but an older array, or cannot be written.
+    UsageError
+        If it is an address of a kind that nothing installed knows.
     """
-    folder = Path(folder)
-    try:
-        if folder.exists() and any(folder.iterdir()) and not (folder / _METADATA).exists():
-            raise JobError(f"{folder}: holds files that are not a pixel store; name an empty folder")
-        array = zarr.create_array(
-            folder,
-            shape=shape,
-            chunks=(*chunk, shape[2]),
-            dtype=dtype,
-            compressors=None,
-            filters=None,
-            fill_value=0,
-            overwrite=True,
-            config=_WRITE_BLACK,
-        )
-    except OSError as error:
-        raise JobError(f"{folder}: cannot hold a pixel store: {error.strerror or error}") from error
-    open_cached.cache_clear()
-    return array
+    memory = MemoryStore()
+    zarr.create_array(
+        memory,
+        shape=shape,
+        chunks=(*chunk, shape[2]),
+        dtype=dtype,
+        compressors=None,
+        filters=None,
+        fill_value=0,
+        chunk_key_encoding=chunks.KEY_ENCODING,
+    )
+    metadata = memory._store_dict[chunks.METADATA].to_bytes()
+    remove(folder)
+    places.make_folder(folder)
+    places.write_bytes_whole(places.join(folder, chunks.METADATA), metadata)
+    return PixelStore(str(folder), Layout(shape, chunk, dtype), {})
 
 
-def open_fresh(folder: str | Path) -> ZarrArray:
-    """Open the array in ``folder`` for reading and writing, its metadata read from disk now.
+def remove(folder: str | Path) -> None:
+    """Remove a store with all that is in it, if it is there.
 
     Raises
     ------
     JobError
-        If the folder holds no such array.
+        If the folder holds files that are no store, which are left alone, or can't be removed.
     """
+    layout_of.cache_clear()
+    if places.exists(places.join(folder, chunks.METADATA)):
+        places.remove_tree(folder)
+    elif places.exists(folder) and not _empty(folder):
+        raise JobError(f"{folder}: holds files that are not a pixel store; name an empty folder")
+
+
+def _empty(folder: str | Path) -> bool:
+    if places.is_url(folder):
+        return False  # an object store has a folder because there is something in it
+    with places.explained(folder, "read"):
+        return not any(places.local_path(folder).iterdir())
+
+
+def open_fresh(folder: str | Path) -> PixelStore:
+    """Open the array in ``folder`` for reading and writing, its metadata read from storage now.
+
+    Raises
+    ------
+    JobError
+        If the folder holds no such array, or can't be read.
+    """
+    if not places.exists(places.join(folder, chunks.METADATA)):
+        raise JobError(f"{folder}: is not a pixel store that can be opened; name the folder of one")
+    metadata = places.read_bytes(places.join(folder, chunks.METADATA))
+    buffer = default_buffer_prototype().buffer.from_bytes(metadata)
     try:
-        # Not as an argument of open_array, which ignores it (zarr 3.1.6).
-        return zarr.open_array(Path(folder), mode="r+").with_config(_WRITE_BLACK)
-    except (OSError, ValueError, KeyError) as error:
-        raise JobError(f"{folder}: is not a pixel store that can be opened ({error})") from error
+        array = zarr.open_array(MemoryStore({chunks.METADATA: buffer}), mode="r", zarr_format=3)
+    except Exception as error:  # zarr has no common ancestor for what it finds wrong with metadata
+        raise JobError(
+            f"{folder}: is not a pixel store that can be opened ({describe_error(error)}); start anew"
+        ) from error
+    return PixelStore(str(folder), _layout_from(folder, array), dict(array.attrs))
+
+
+def _layout_from(folder: str | Path, array: Any) -> Layout:
+    about = array.metadata
+    codecs = [codec.to_dict() for codec in about.codecs]
+    plain = [codec["name"] for codec in codecs] == ["bytes"]
+    little = plain and codecs[0].get("configuration", {}).get("endian", "little") == "little"
+    together = getattr(about.chunk_key_encoding, "separator", None) == chunks.KEY_ENCODING["separator"]
+    known = array.ndim == 3 and array.chunks[2:] == array.shape[2:] and array.dtype in ("uint8", "uint16")
+    if not (little and together and known):
+        raise JobError(f"{folder}: is stored in a way that is not this version's; start the job anew")
+    dtype: Depth = "uint8" if array.dtype == "uint8" else "uint16"
+    return Layout(tuple(array.shape), tuple(array.chunks[:2]), dtype)
 
 
 @lru_cache(maxsize=64)
-def open_cached(folder: str, shape: tuple[int, int, int], dtype: Depth) -> ZarrArray:
-    """Open an array once per process; shape and dtype keep a re-made folder from meeting a stale handle.
+def layout_of(folder: str, shape: tuple[int, int, int], dtype: Depth) -> Layout:
+    """How the array in a folder is cut up, read once per process.
 
     Raises
     ------
     JobError
-        If the folder holds no array, or one of another shape or depth.
+        If the array is gone, or is of another shape or depth, or stored in another way.
     """
-    array = open_fresh(folder)
-    if tuple(array.shape) != shape or str(array.dtype) != dtype:
+    if not places.exists(places.join(folder, chunks.METADATA)):
+        raise chunks.vanished(folder)
+    layout = open_fresh(folder).layout
+    if layout.shape != shape or layout.dtype != dtype:
         raise JobError(
-            f"{folder}: holds {tuple(array.shape)} {array.dtype}, expected {shape} {dtype}; "
-            "it was made by another job"
+            f"{folder}: holds {layout.shape} {layout.dtype}, expected {shape} {dtype}; it was made by another job"
         )
-    return array
+    return layout
 
 
-def read(folder: str, shape: tuple[int, int, int], dtype: Depth, rect: Rect) -> Pixels:
-    """Pixels of a window inside an array that has this shape and depth.
+def read(
+    folder: str,
+    shape: tuple[int, int, int],
+    dtype: Depth,
+    rect: Rect,
+    absent: Literal["zeros", "error"] = "error",
+) -> Pixels:
+    """Pixels of a window inside an array that has this shape and depth; see `chunks.read`.
 
     Raises
     ------
     JobError
-        If there is no such array, or a chunk cannot be read or has lost bytes.
+        If there is no such array, or a chunk is missing, cannot be read or has lost bytes.
     """
-    array = open_cached(folder, shape, dtype)
-    try:
-        pixels: Pixels = array[rect.slices]
-    except (OSError, ValueError) as error:
-        raise JobError(f"{folder}: cannot be read at {rect} ({error}); check the disk") from error
-    return pixels
+    return chunks.read(folder, layout_of(folder, shape, dtype), rect, absent)
 
 
-def set_attributes(array: ZarrArray, attributes: Mapping[str, Any]) -> None:
-    """Write JSON-able facts beside the pixels, in one atomic update of the array's metadata."""
-    array.update_attributes(dict(attributes))
+def write(folder: str, shape: tuple[int, int, int], dtype: Depth, rect: Rect, pixels: Pixels) -> None:
+    """Store a window of whole chunks, such as a cell or a band as high as a chunk; see `chunks.write`.
+
+    Raises
+    ------
+    ValueError
+        If the window is not made of whole chunks, or the pixels do not fit it.
+    JobError
+        If there is no such array, or it cannot be written.
+    """
+    chunks.write(folder, layout_of(folder, shape, dtype), rect, pixels)
 
 
-def keys(array: ZarrArray, prefix: str) -> list[str]:
-    """Keys of everything stored under ``prefix``, on whatever storage the array lives."""
+def finished(folder: str, shape: tuple[int, int, int], dtype: Depth) -> set[Position]:
+    """Row and column of every chunk that is there with all its bytes.
 
-    async def listed() -> list[str]:
-        # A trailing slash would be right for object stores and doubled by local ones.
-        return [key async for key in array.store.list_prefix(prefix)]
+    Raises
+    ------
+    JobError
+        If there is no such array, or it cannot be listed.
+    """
+    return chunks.finished(folder, layout_of(folder, shape, dtype))
 
-    # Zarr's own loop, so that this also works where the caller's thread already runs one.
-    return list(sync(listed()))
+
+def clean(folder: str | Path) -> int:
+    """Remove what writers that died left unfinished, while nobody writes; how many files that were.
+
+    Raises
+    ------
+    JobError
+        If they can't be removed.
+    """
+    return places.remove_leftovers(folder)
+
+
+def set_attributes(store: PixelStore, attributes: Mapping[str, Any]) -> None:
+    """Write JSON-able facts beside the pixels, in one update of the array's metadata that happens or does not.
+
+    Raises
+    ------
+    JobError
+        If the metadata can't be written.
+    """
+    place = places.join(store.folder, chunks.METADATA)
+    metadata = json.loads(places.read_bytes(place))
+    metadata["attributes"].update(attributes)
+    places.write_bytes_whole(place, json.dumps(metadata, indent=2).encode())

@@ -1,7 +1,9 @@
 """A cell is done when its chunk exists, exactly then, and the canvas holds what was written to it."""
 
+import dataclasses
 import hashlib
 import multiprocessing
+import os
 import pickle
 
 import numpy as np
@@ -68,6 +70,21 @@ def test_black_cells_are_done_whoever_wrote_them(tmp_path):
     assert Canvas.open(tmp_path / "c").done() == {(0, 0), (1, 2)}
 
 
+@settings(max_examples=40, deadline=None)
+@given(x=st.integers(0, 99), y=st.integers(0, 59), w=st.integers(1, 100), h=st.integers(1, 60))
+def test_windows_are_cut_from_the_image_wherever_cells_end(shared_canvas, x, y, w, h):
+    canvas, pixels = shared_canvas
+    rect = Rect(x, y, min(w, 100 - x), min(h, 60 - y))
+    np.testing.assert_array_equal(canvas.read(rect), pixels[rect.slices])
+
+
+@pytest.fixture(scope="module", params=["disk", "memory"])
+def shared_canvas(request, tmp_path_factory):
+    pixels = noise(60, 100, 3, "uint16")
+    folder = tmp_path_factory.mktemp("shared") / "c" if request.param == "disk" else "memory://shared/c"
+    return painted(folder, pixels, (16, 24)), pixels
+
+
 def test_a_canvas_is_found_again(tmp_path):
     made = Canvas.create(tmp_path / "c", 100, 60, 2, "uint16", (32, 48))
     assert Canvas.open(tmp_path / "c") == made
@@ -121,29 +138,69 @@ def test_only_windows_inside_are_read(tmp_path, rect):
         canvas.read(rect)
 
 
-def test_a_half_written_file_is_no_cell(tmp_path):
+def chunk_file(folder, row, column):
+    return folder / f"c.{row}.{column}.0"
+
+
+def test_a_half_written_file_is_no_cell_and_can_be_cleaned_up(tmp_path):
     canvas = painted(tmp_path / "c", noise(60, 100, 3, "uint8"), (32, 48), order=[(0, 0)])
-    whole = tmp_path / "c" / "c" / "0" / "0" / "0"
-    whole.with_suffix(".0123456789abcdef.partial").write_bytes(b"half")
+    half = tmp_path / "c" / ".c.1.1.0.0123456789abcdef.partial"
+    half.write_bytes(b"half")
+    before = canvas.sha256()
+    assert canvas.done() == {(0, 0)}
+    assert canvas.clean() == 1
+    assert canvas.clean() == 0
+    assert not half.exists()
+    assert canvas.sha256() == before
+
+
+@pytest.mark.parametrize("size", [0, 1, 32 * 48 * 3 - 1, 32 * 48 * 3 + 1])
+def test_a_cell_of_the_wrong_size_is_not_done_and_is_mended_by_writing_it(tmp_path, size):
+    pixels = noise(60, 100, 3, "uint8")
+    canvas = painted(tmp_path / "c", pixels, (32, 48))
+    chunk_file(tmp_path / "c", 1, 0).write_bytes(bytes(size))
+    assert canvas.missing() == [(1, 0)]
+    rect = canvas.cell_rect(1, 0)
+    canvas.write(rect, pixels[rect.slices])
+    assert canvas.missing() == []
+    assert canvas.sha256() == hashlib.sha256(pixels.tobytes()).hexdigest()
+
+
+@pytest.mark.parametrize("size", [0, 100, 32 * 48 * 3 - 1, 32 * 48 * 3 + 1])
+@pytest.mark.parametrize("rows", [1, 32])
+def test_a_cell_that_lost_bytes_is_an_error_not_black(tmp_path, size, rows):
+    canvas = painted(tmp_path / "c", noise(60, 100, 3, "uint8"), (32, 48))
+    chunk_file(tmp_path / "c", 0, 1).write_bytes(bytes(size))
+    with pytest.raises(JobError, match=rf"c\.0\.1\.0: cannot be read: it has {size:,} bytes, not 4,608"):
+        canvas.read(Rect(0, 0, 100, rows))
+
+
+def test_files_of_other_names_are_no_cells(tmp_path):
+    canvas = painted(tmp_path / "c", noise(60, 100, 3, "uint8"), (32, 48), order=[(0, 0)])
+    for other in ("c.0.1.1", "c.0.1", "c.2.0.0", "c.0.3.0", "xc.0.1.0", "c.0.1.0~"):
+        (tmp_path / "c" / other).write_bytes(bytes(32 * 48 * 3))
     assert canvas.done() == {(0, 0)}
 
 
-def test_a_cell_that_cannot_be_written_is_not_done(tmp_path, monkeypatch):
+def test_a_cell_that_cannot_be_written_is_not_done(tmp_path):
     canvas = Canvas.create(tmp_path / "c", 100, 60, 3, "uint8", (32, 48))
-    blocked = tmp_path / "c" / "c" / "1"
-    blocked.parent.mkdir()
-    blocked.write_text("a file where a folder must be")
-    with pytest.raises(JobError, match="cannot be written"):
+    chunk_file(tmp_path / "c", 1, 0).mkdir()  # a folder where a file must be
+    with pytest.raises(JobError, match="cannot be written: a folder lies where a file must be"):
         canvas.write(canvas.cell_rect(1, 0), np.zeros((28, 48, 3), np.uint8))
     assert canvas.done() == set()
+    assert sorted(os.listdir(tmp_path / "c")) == ["c.1.0.0", "zarr.json"]
 
 
-def test_a_cell_that_lost_bytes_is_an_error_not_black(tmp_path):
+def test_a_canvas_that_vanished_is_not_black_and_is_not_begun_again(tmp_path):
     canvas = painted(tmp_path / "c", noise(60, 100, 3, "uint8"), (32, 48))
-    chunk = tmp_path / "c" / "c" / "0" / "1" / "0"
-    chunk.write_bytes(chunk.read_bytes()[:100])
-    with pytest.raises(JobError, match="cannot be read"):
-        canvas.sha256()
+    (tmp_path / "c").rename(tmp_path / "elsewhere")
+    rect = canvas.cell_rect(0, 0)
+    for work in (canvas.done, canvas.sha256, lambda: canvas.write(rect, noise(32, 48, 3, "uint8"))):
+        with pytest.raises(JobError, match=r"c: .*bring it back \(is its disk mounted\?\), then resume"):
+            work()
+    assert os.listdir(tmp_path) == ["elsewhere"]
+    (tmp_path / "elsewhere").rename(tmp_path / "c")
+    assert canvas.missing() == []
 
 
 def test_a_folder_used_again_starts_with_nothing_done(tmp_path):
@@ -158,6 +215,9 @@ def test_a_canvas_of_another_shape_is_not_written_to(tmp_path):
     Canvas.create(tmp_path / "c", 80, 60, 3, "uint8", (32, 48))
     with pytest.raises(JobError, match="another job"):
         stale.write(stale.cell_rect(0, 0), np.zeros((32, 48, 3), np.uint8))
+    other_cells = dataclasses.replace(stale, width=80, cell=(16, 48))
+    with pytest.raises(JobError, match="another job"):
+        other_cells.done()
 
 
 def _write_cell(canvas, row, column):
