@@ -101,7 +101,7 @@ def test_jpeg_keeps_chroma_at_full_resolution(tmp_path):
     assert all(component[1:3] == (1, 1) for component in Image.open(tmp_path / "out.jpg").layer)
 
 
-@pytest.mark.parametrize("suffix", known_suffixes())
+@pytest.mark.parametrize("suffix", [s for s in known_suffixes() if s not in (".dzi", ".ome.zarr", ".zarr")])
 def test_every_suffix_works_in_capitals_too(tmp_path, suffix):
     canvas = painted(tmp_path / "c", smooth())
     export(canvas, source_of(canvas), tmp_path / f"OUT{suffix.upper()}")
@@ -226,13 +226,13 @@ def refused(path, width=100, height=100, bands=3, dtype="uint8", source=None):
 def test_a_jpeg_too_wide_is_refused_and_what_would_hold_it_is_said(tmp_path):
     message = refused(tmp_path / "out.jpg", width=65_536)
     assert "65,535" in message
-    assert ".png or .tif" in message
+    assert ".png, .tif" in message
     assert ".webp" not in message
     check_output(tmp_path / "out.jpg", 65_535, 65_535, 3, "uint8")
 
 
 def test_a_webp_too_high_is_refused_and_what_would_hold_it_is_said(tmp_path):
-    assert ".png or .jpg or .tif" in refused(tmp_path / "out.webp", height=16_384)
+    assert ".png, .jpg, .tif" in refused(tmp_path / "out.webp", height=16_384)
     check_output(tmp_path / "out.webp", 16_383, 16_383, 4, "uint8")
 
 
@@ -240,7 +240,7 @@ def test_a_webp_too_high_is_refused_and_what_would_hold_it_is_said(tmp_path):
 def test_transparency_does_not_go_into_a_jpeg(tmp_path, bands):
     message = refused(tmp_path / "out.jpeg", bands=bands)
     assert "transparency" in message
-    assert ".png or .webp or .tif" in message
+    assert ".png, .webp, .tif" in message
 
 
 @pytest.mark.parametrize("name", ["out.xyz", "out", ".png", "out.png.exe"])
@@ -307,7 +307,7 @@ class Breaks(Canvas):
     """A canvas whose lower part cannot be read."""
 
     def read(self, rect):
-        if rect.y >= 2 * self.cell[0]:
+        if rect.y1 > 2 * self.cell[0]:
             raise JobError("the mount is gone")
         return super().read(rect)
 
@@ -419,8 +419,8 @@ class Counting(Canvas):
         return super().read(rect)
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
-def test_every_cell_is_read_once(tmp_path, suffix):
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_every_row_is_read_once(tmp_path, suffix):
     canvas = painted(tmp_path / "c", noise(3, "uint8", 900, 300), cell=(64, 100))
     Counting.reads.clear()
     counting = Counting(canvas.folder, canvas.width, canvas.height, canvas.bands, canvas.dtype, canvas.cell)
@@ -428,10 +428,12 @@ def test_every_cell_is_read_once(tmp_path, suffix):
     assert Counting.reads == list(range(0, 900, 64))
 
 
-def test_bigtiff_is_used_from_four_gigabytes_on(tmp_path, monkeypatch):
-    assert not needs_bigtiff(32_000, 32_000, 3, 1)
-    assert needs_bigtiff(32_768, 32_768, 4, 1)
-    assert needs_bigtiff(100_000, 8_000, 3, 2)
+def test_bigtiff_is_used_where_noise_would_not_fit_into_a_classic_one(tmp_path, monkeypatch):
+    tile = (512, 512)
+    assert not needs_bigtiff([(32_000, 32_000)], tile, 3, "none")
+    assert needs_bigtiff([(32_000, 32_000)], tile, 3, "deflate")
+    assert needs_bigtiff([(32_768, 32_768)], tile, 4, "none")
+    assert needs_bigtiff([(100_000, 8_000)], tile, 6, "none")
     canvas = painted(tmp_path / "c", noise(3, "uint8"))
     monkeypatch.setattr(exporting.tiff, "_CLASSIC_BYTES", 1000)
     export(canvas, source_of(canvas), tmp_path / "out.tif")
@@ -453,7 +455,7 @@ def peak_mb():
 folder, width = Path(sys.argv[1]), 2048
 cell = np.random.default_rng(0).integers(0, 256, (256, 512, 3)).astype(np.uint8)
 peaks = []
-for height in (1024, 12 * 1024):
+for height in (4096, 16 * 1024):
     canvas = Canvas.create(folder / "c", width, height, 3, "uint8", (256, 512))
     for row, column in canvas.missing():
         canvas.write(canvas.cell_rect(row, column), cell)
@@ -466,7 +468,7 @@ print(*peaks)
 
 
 def test_memory_does_not_grow_with_the_image(tmp_path):
-    """Out and in again: twelve times the pixels, 69 MB more of them, and next to no more memory."""
+    """Out and in again: four times the pixels, 75 MB more of them, and next to no more memory."""
     done = subprocess.run(
         [sys.executable, "-c", _MEASURE, str(tmp_path)],
         capture_output=True,

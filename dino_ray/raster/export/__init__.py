@@ -1,37 +1,48 @@
-"""The finished canvas as a file, one module per family of formats.
+"""The finished canvas as a file or folder, one module per family of formats.
 
-The file is written beside its final name and renamed once it is whole, so whatever goes wrong an older
-file of that name is still there.
+It is written beside its final name and renamed once it is whole, so whatever goes wrong an older output
+of that name is still there.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import uuid
-from contextlib import suppress
 from pathlib import Path
 
 import pyvips
 
 from dino_ray.errors import JobError, UsageError
-from dino_ray.files import check_place
+from dino_ray.raster import metadata
 from dino_ray.raster.canvas import Canvas
-from dino_ray.raster.export import jpeg, png, tiff, webp
-from dino_ray.raster.export.formats import Format
-from dino_ray.raster.export.vips_source import pull
+from dino_ray.raster.export import deepzoom, jpeg, ome_zarr, png, tiff, webp
+from dino_ray.raster.export.formats import ExportOptions, Format, Labels, listed
+from dino_ray.raster.export.place import beside
 from dino_ray.raster.source import SourceInfo
 from dino_ray.raster.store import Depth
-from dino_ray.raster.vips import VipsImage, one_line
+from dino_ray.raster.vips import one_line
 
-__all__ = ["check_output", "export", "known_suffixes", "output_dtype"]
+__all__ = [
+    "ExportOptions",
+    "check_output",
+    "compressions",
+    "export",
+    "known_formats",
+    "known_suffixes",
+    "output_dtype",
+]
 
 logger = logging.getLogger(__name__)
 
-_FORMATS: tuple[Format, ...] = (png.FORMAT, jpeg.FORMAT, webp.FORMAT, tiff.FORMAT)
-
-_MM_PER_INCH = 25.4
-_UNSTATED_DPI = (72.0, 72.0)  # what programs assume for, and write into, files that have nothing to say
+_DEFAULTS = ExportOptions()
+_FORMATS: tuple[Format, ...] = (
+    png.FORMAT,
+    jpeg.FORMAT,
+    webp.FORMAT,
+    tiff.FORMAT,
+    deepzoom.FORMAT,
+    ome_zarr.FORMAT,
+)
 
 
 def known_suffixes() -> list[str]:
@@ -39,19 +50,29 @@ def known_suffixes() -> list[str]:
     return [suffix for form in _FORMATS for suffix in form.suffixes]
 
 
-def output_dtype(path: str | Path, source_dtype: Depth) -> Depth:
-    """Depth that the canvas should have: the source's, or 8 bits where the output can hold no more.
+def known_formats() -> list[str]:
+    """What ``ExportOptions.format`` may be."""
+    return [form.key for form in _FORMATS]
+
+
+def compressions() -> dict[str, list[str]]:
+    """What ``ExportOptions.compression`` may be, the default first, for each of `known_formats`."""
+    return {form.key: [compression.name for compression in form.compressions] for form in _FORMATS}
+
+
+def output_dtype(path: str | Path, source_dtype: Depth, options: ExportOptions = _DEFAULTS) -> Depth:
+    """Depth that the canvas should have: as asked for, or the source's, or 8 bits where there is no room for more.
 
     Raises
     ------
     UsageError
-        If the path's suffix is not known.
+        If the format is not known, or does not hold the depth asked for.
     """
-    form = _format_of(path)
-    if source_dtype in form.depths:
-        return source_dtype
-    logger.warning("%s: %s holds 8 bits, so the result is rounded from the source's 16", path, form.name)
-    return "uint8"
+    form = _format_of(path, options)
+    dtype = form.dtype_for(options, source_dtype)
+    if dtype != source_dtype and options.depth is None:
+        logger.warning("%s: %s holds 8 bits, so the result is rounded from the source's 16", path, form.name)
+    return dtype
 
 
 def check_output(
@@ -61,13 +82,14 @@ def check_output(
     bands: int,
     dtype: Depth,
     source: str | Path | None = None,
+    options: ExportOptions = _DEFAULTS,
 ) -> None:
     """Refuse, before any work, an output that could not be written at the end of it.
 
     Parameters
     ----------
     path
-        Where the result is to go; its suffix names the format.
+        Where the result is to go; its suffix names the format unless the options do.
     width, height, bands
         The canvas.
     dtype
@@ -75,30 +97,38 @@ def check_output(
         depth that `output_dtype` gives.
     source
         The input file, which is never written over.
+    options
+        What was asked for.
 
     Raises
     ------
     UsageError
-        If the suffix is not known, the format cannot hold the canvas, or the file cannot be written.
+        If the format is not known or cannot hold the canvas, an option cannot be honoured, or the output cannot
+        be written.
     """
-    form = _format_of(path)
-    check_place(path)
+    form = _format_of(path, options)
     if source is not None and _same_file(path, source):
         raise UsageError(f"{path}: is the input file; name another output")
+    form.check(str(path))
     reason = form.shortcoming(width, height, bands)
     if reason is not None:
         fitting = [f for f in _FORMATS if f.shortcoming(width, height, bands) is None]
         # Those that also keep the source's depth come first.
         fitting.sort(key=lambda f: dtype not in f.depths)
-        advice = f"; name a {' or '.join(f.suffixes[0] for f in fitting)} file instead" if fitting else ""
+        advice = (
+            f"; name a {listed([f.suffixes[0] for f in fitting], 'or')} output instead" if fitting else ""
+        )
         raise UsageError(f"{path}: {form.name} {reason}{advice}")
+    form.dtype_for(options, dtype)
+    form.settle(options, width, height, bands)
 
 
-def export(canvas: Canvas, info: SourceInfo, path: str | Path) -> None:
-    """Write a finished canvas to a file in the format of the path's suffix, streaming.
+def export(canvas: Canvas, info: SourceInfo, path: str | Path, options: ExportOptions = _DEFAULTS) -> None:
+    """Write a finished canvas to a file or folder in the format of the path's suffix, streaming.
 
-    The source's colour profile goes with it, and its dots per inch grow with the image, so that it prints
-    at the size at which the source did. Memory is a few bands of cells, except for WebP.
+    What the source said of itself goes with it: the colour profile as it is; dots per inch, which grow with the
+    image, so that it prints at the size at which the source did; EXIF, XMP and IPTC, made true of the output.
+    Memory is bounded whatever the canvas's size, except for WebP.
 
     Parameters
     ----------
@@ -107,72 +137,66 @@ def export(canvas: Canvas, info: SourceInfo, path: str | Path) -> None:
     info
         The source that it was made from.
     path
-        Replaced if it exists, once the new file is whole.
+        Replaced if it exists, once the new output is whole.
+    options
+        What was asked for.
 
     Raises
     ------
     UsageError
         As `check_output`.
     ValueError
-        If the canvas has more depth than the format holds.
+        If the canvas has another depth than `output_dtype` gives.
     JobError
         If cells are missing, or writing fails; the path is then as it was.
     """
-    form = _format_of(path)
-    check_output(path, canvas.width, canvas.height, canvas.bands, canvas.dtype)
-    if canvas.dtype not in form.depths:
+    form = _format_of(path, options)
+    check_output(path, canvas.width, canvas.height, canvas.bands, canvas.dtype, options=options)
+    if canvas.dtype != form.dtype_for(options, canvas.dtype):
         raise ValueError(f"a {canvas.dtype} canvas for {form.name}: make it in the depth of output_dtype()")
     missing = canvas.missing()
     if missing:
         raise JobError(f"{canvas.folder}: {len(missing):,} cells are not done, the first is {missing[0]}")
-    # A link stays a link: what it points at is replaced.
-    target = os.path.realpath(path)
-    # Names may be as long as the file system allows, so this one is not derived from it.
-    partial = os.path.join(os.path.dirname(target), f".dino-ray-{uuid.uuid4().hex}.partial")
+    settings = form.settle(options, canvas.width, canvas.height, canvas.bands)
+    target = os.path.realpath(path)  # a link stays a link: what it points at is replaced
     try:
-        pull(canvas, lambda image: form.save(_labelled(image, canvas, info), partial))
-        _flush(partial)
-        os.replace(partial, target)
+        with beside(target) as partial:
+            form.save(canvas, _labels_of(canvas, info), settings, partial)
+            form.place(partial, target)
     except (pyvips.Error, OSError) as error:
         raise JobError(f"{path}: could not be written ({one_line(error)}); check the disk") from error
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(partial)
 
 
-def _format_of(path: str | Path) -> Format:
+def _format_of(path: str | Path, options: ExportOptions) -> Format:
     suffix = Path(path).suffix.lower()
-    for form in _FORMATS:
-        if suffix in form.suffixes:
-            return form
-    what = f"the suffix {suffix} is not known" if suffix else "has no suffix to tell its format by"
-    raise UsageError(f"{path}: {what}; use one of {', '.join(known_suffixes())}")
+    by_suffix = next((form for form in _FORMATS if suffix in form.suffixes), None)
+    if options.format is None:
+        if by_suffix is not None:
+            return by_suffix
+        what = f"the suffix {suffix} is not known" if suffix else "has no suffix to tell its format by"
+        raise UsageError(f"{path}: {what}; use one of {', '.join(known_suffixes())}, or add --format")
+    named = next((form for form in _FORMATS if form.key == options.format), None)
+    if named is None:
+        raise UsageError(f"--format {options.format}: is not known; use {listed(known_formats(), 'or')}")
+    if by_suffix not in (None, named):
+        raise UsageError(
+            f"--format {named.key}: {path} ends as another format does; name it {named.suffixes[0]}, "
+            "or leave --format out"
+        )
+    return named
 
 
 def _same_file(path: str | Path, source: str | Path) -> bool:
     try:
         return os.path.samefile(path, source)
-    except FileNotFoundError:
+    except OSError:
         return False
 
 
-def _labelled(image: VipsImage, canvas: Canvas, info: SourceInfo) -> VipsImage:
-    """The image with what the source said of itself: profile and resolution."""
-    dpi_x, dpi_y = info.dpi or _UNSTATED_DPI
-    if info.dpi is not None:
-        dpi_x *= canvas.width / info.width
-        dpi_y *= canvas.height / info.height
-    image = image.copy(xres=dpi_x / _MM_PER_INCH, yres=dpi_y / _MM_PER_INCH)
-    image.set_type(pyvips.GValue.gstr_type, "resolution-unit", "in")
-    if info.icc is not None:
-        image.set_type(pyvips.GValue.blob_type, "icc-profile-data", info.icc)
-    return image
-
-
-def _flush(path: str) -> None:
-    """Put the file's bytes on the disk: a power cut must not leave the new name with nothing behind it."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _labels_of(canvas: Canvas, info: SourceInfo) -> Labels:
+    """What the source said of itself, as it holds for the canvas."""
+    dpi = info.dpi and (info.dpi[0] * canvas.width / info.width, info.dpi[1] * canvas.height / info.height)
+    sizes = (info.width, info.height), (canvas.width, canvas.height)
+    return Labels(
+        info.icc, dpi, metadata.for_output(getattr(info, "metadata", metadata.Metadata()), *sizes, dpi)
+    )

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from dino_ray.raster.export.formats import Format
-from dino_ray.raster.vips import VipsImage
+from dino_ray.raster.canvas import Canvas
+from dino_ray.raster.export.formats import Compression, Format, Labels, Settings
+from dino_ray.raster.export.vips_image import kept, save_with
 
 _MAX_SIDE = 65_535  # sides are 16-bit numbers in the file
 
-# Upscaling is about detail: chroma is kept at full resolution, and the loss is below what can be seen.
-_QUALITY = 95
-_SUBSAMPLING = "off"
 
-
-def save(image: VipsImage, path: str) -> None:
+def save(canvas: Canvas, labels: Labels, settings: Settings, path: str) -> None:
+    """Write a JPEG with chroma at full resolution, for upscaling is about detail."""
     # Neither progressive nor with optimised tables: both make libjpeg hold the whole image.
-    image.jpegsave(path, Q=_QUALITY, subsample_mode=_SUBSAMPLING)
+    options = {"Q": settings.quality, "subsample_mode": "off", "keep": kept(labels)}
+    save_with(canvas, labels, path, lambda image: image.jpegsave(path, **options))
 
 
-FORMAT = Format("JPEG", (".jpg", ".jpeg", ".jpe", ".jfif"), _MAX_SIDE, ("uint8",), alpha=False, save=save)
+FORMAT = Format(
+    key="jpeg",
+    name="JPEG",
+    suffixes=(".jpg", ".jpeg", ".jpe", ".jfif"),
+    max_side=_MAX_SIDE,
+    compressions=(Compression("jpeg", lossy=True, depths=("uint8",), bands=(1, 3)),),
+    save=save,
+)

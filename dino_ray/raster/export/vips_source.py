@@ -2,15 +2,13 @@
 
 libvips reads files, not chunk stores. So the canvas is served to it as a file that exists nowhere: an
 uncompressed BigTIFF whose header is made up here and whose pixel data, one row after another, is cut
-out of bands of cells as libvips asks for it. A band holds full-width rows as high as a cell; two are alive at
-a time, the one being served and the next, and every chunk is read once as long as rows are asked for in
-order.
+out of bands as libvips asks for it. A band is a number of full-width rows; two are alive at a time, the one being
+served and the next, and every row is read once as long as rows are asked for in order.
 """
 
 from __future__ import annotations
 
 import io
-import struct
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -19,22 +17,15 @@ import pyvips
 
 from dino_ray.plan.geometry import Rect
 from dino_ray.raster.canvas import Canvas
+from dino_ray.raster.export import ifd
+from dino_ray.raster.export.ifd import Field, Tag
 from dino_ray.raster.vips import VipsImage
 
 # Rows are handed over in strips of about this size: large enough that a call from libvips into Python costs
 # nothing beside the copy, small enough that strips add nothing to memory.
 _STRIP_BYTES = 2**20
-
-# TIFF 6.0, and its 64-bit form: tags, types, and the values used here.
-_SHORT, _LONG, _LONG8 = 3, 4, 16
-_TYPE_CODES = {_SHORT: "H", _LONG: "I", _LONG8: "Q"}
-_WIDTH, _LENGTH, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
-_STRIP_OFFSETS, _SAMPLES, _ROWS_PER_STRIP, _STRIP_BYTE_COUNTS = 273, 277, 278, 279
-_PLANAR, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 284, 338, 339
-_UNCOMPRESSED, _BLACK_IS_ZERO, _RGB, _CONTIGUOUS, _STRAIGHT_ALPHA, _UNSIGNED = 1, 1, 2, 1, 2, 1
-_IFD_OFFSET = 16  # right behind the file header
-_ENTRY_BYTES = 20
-_INLINE_BYTES = 8  # a value up to this size stands in its entry
+# A band is no higher than a cell, and of very wide canvases lower, so that it stays within this.
+_BAND_BYTES = 16 * 2**20
 
 
 def pull(canvas: Canvas, consume: Callable[[VipsImage], None]) -> None:
@@ -84,42 +75,23 @@ def bigtiff_header(width: int, height: int, bands: int, bits: int, rows_per_stri
     pixel_bytes = height * width * bands * bits // 8
     n_strips = -(-height // rows_per_strip)
 
-    def fields(first: int) -> list[tuple[int, int, list[int]]]:
+    def laid_out(first: int) -> bytes:
         offsets = [first + i * strip_bytes for i in range(n_strips)]
         counts = [min(strip_bytes, pixel_bytes - i * strip_bytes) for i in range(n_strips)]
-        extra = [(_EXTRA_SAMPLES, _SHORT, [_STRAIGHT_ALPHA])] if bands in (2, 4) else []
-        return [
-            (_WIDTH, _LONG, [width]),
-            (_LENGTH, _LONG, [height]),
-            (_BITS, _SHORT, [bits] * bands),
-            (_COMPRESSION, _SHORT, [_UNCOMPRESSED]),
-            (_PHOTOMETRIC, _SHORT, [_BLACK_IS_ZERO if bands <= 2 else _RGB]),
-            (_STRIP_OFFSETS, _LONG8, offsets),
-            (_SAMPLES, _SHORT, [bands]),
-            (_ROWS_PER_STRIP, _LONG, [rows_per_strip]),
-            (_STRIP_BYTE_COUNTS, _LONG8, counts),
-            (_PLANAR, _SHORT, [_CONTIGUOUS]),
-            *extra,
-            (_SAMPLE_FORMAT, _SHORT, [_UNSIGNED] * bands),
+        fields = [
+            Field(Tag.IMAGE_WIDTH, ifd.LONG, [width]),
+            Field(Tag.IMAGE_LENGTH, ifd.LONG, [height]),
+            Field(Tag.COMPRESSION, ifd.SHORT, [ifd.UNCOMPRESSED]),
+            Field(Tag.PHOTOMETRIC, ifd.SHORT, [ifd.BLACK_IS_ZERO if bands <= 2 else ifd.RGB]),
+            Field(Tag.STRIP_OFFSETS, ifd.LONG8, offsets),
+            Field(Tag.ROWS_PER_STRIP, ifd.LONG, [rows_per_strip]),
+            Field(Tag.STRIP_BYTE_COUNTS, ifd.LONG8, counts),
+            *ifd.sample_fields(bands, bits),
         ]
+        return ifd.header([ifd.ordered(fields)], big=True)
 
-    # The header's size does not depend on the offsets in it: lay it out once to learn where pixels begin.
-    return _directory(fields(len(_directory(fields(0)))))
-
-
-def _directory(fields: list[tuple[int, int, list[int]]]) -> bytes:
-    """File header and one image file directory: each field is a tag, a type, and values of that type."""
-    entries, behind = [], b""
-    behind_offset = _IFD_OFFSET + 8 + _ENTRY_BYTES * len(fields) + 8
-    for tag, kind, values in fields:
-        data = struct.pack(f"<{len(values)}{_TYPE_CODES[kind]}", *values)
-        if len(data) > _INLINE_BYTES:
-            pointer = struct.pack("<Q", behind_offset + len(behind))
-            behind += data
-            data = pointer
-        entries.append(struct.pack("<HHQ", tag, kind, len(values)) + data.ljust(_INLINE_BYTES, b"\0"))
-    magic = struct.pack("<2sHHHQ", b"II", 43, 8, 0, _IFD_OFFSET)
-    return magic + struct.pack("<Q", len(entries)) + b"".join(entries) + struct.pack("<Q", 0) + behind
+    # Lay it out once to learn where pixels begin.
+    return laid_out(len(laid_out(0)))
 
 
 class _CanvasFile:
@@ -132,7 +104,7 @@ class _CanvasFile:
         bits = 8 * np.dtype(canvas.dtype).itemsize
         self._header = bigtiff_header(canvas.width, canvas.height, canvas.bands, bits, rows_per_strip)
         self._size = len(self._header) + canvas.height * self._row_bytes
-        self._band_bytes = canvas.cell[0] * self._row_bytes
+        self._band_rows = max(1, min(canvas.cell[0], _BAND_BYTES // self._row_bytes))
         self._position = 0
         self._index, self._band = -1, memoryview(b"")
         self._ahead: tuple[int, Future[memoryview]] | None = None
@@ -169,7 +141,7 @@ class _CanvasFile:
             return b""
         if position < len(self._header):
             return self._header[position : position + length]
-        index, start = divmod(position - len(self._header), self._band_bytes)
+        index, start = divmod(position - len(self._header), self._band_rows * self._row_bytes)
         return self._bytes_of(index)[start : start + length]
 
     def _bytes_of(self, index: int) -> memoryview:
@@ -179,11 +151,11 @@ class _CanvasFile:
             self._band = memoryview(b"")
             self._band = ahead[1].result() if ahead and ahead[0] == index else self._read_band(index)
             self._index = index
-            if (index + 1) * self._canvas.cell[0] < self._canvas.height:
+            if (index + 1) * self._band_rows < self._canvas.height:
                 self._ahead = (index + 1, self._reader.submit(self._read_band, index + 1))
         return self._band
 
     def _read_band(self, index: int) -> memoryview:
-        canvas, y = self._canvas, index * self._canvas.cell[0]
-        band = canvas.read(Rect(0, y, canvas.width, min(canvas.cell[0], canvas.height - y)))
+        canvas, y = self._canvas, index * self._band_rows
+        band = canvas.read(Rect(0, y, canvas.width, min(self._band_rows, canvas.height - y)))
         return np.ascontiguousarray(band, band.dtype.newbyteorder("<")).data.cast("B")

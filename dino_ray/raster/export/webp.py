@@ -1,4 +1,4 @@
-"""WebP: 8 bits, lossy here, at most 16,383 pixels a side.
+"""WebP: 8 bits, lossy or lossless, at most 16,383 pixels a side.
 
 Its encoder holds the whole picture, about 2 GiB at the largest size; nothing streams into a WebP.
 """
@@ -7,26 +7,37 @@ from __future__ import annotations
 
 import pyvips
 
-from dino_ray.raster.export.formats import Format
+from dino_ray.raster.canvas import Canvas
+from dino_ray.raster.export.formats import Compression, Format, Labels, Settings
+from dino_ray.raster.export.vips_image import kept, save_with
 from dino_ray.raster.vips import VipsImage
 
 _MAX_SIDE = 16_383  # 14-bit numbers in the file
 
-_QUALITY = 95  # as for JPEG; who wants no loss has PNG
-# On upscaled photographs effort 4, libwebp's default, saves nothing over 1 at this quality and takes 1.5
+# On upscaled photographs effort 4, libwebp's default, saves nothing over 1 at quality 95 and takes 1.5
 # times as long.
 _EFFORT = 1
+_LOSSY, _LOSSLESS = "lossy", "lossless"
 
 
-def save(image: VipsImage, path: str) -> None:
-    if image.bands <= 2 and image.get_typeof("icc-profile-data"):
-        # The file will hold RGB, and a grey profile would not describe it.
-        image = _to_srgb(image)
-    # Chroma is always halved in lossy WebP; the sharp conversion keeps edges of colour where they are.
-    image.webpsave(path, Q=_QUALITY, effort=_EFFORT, smart_subsample=True)
+def save(canvas: Canvas, labels: Labels, settings: Settings, path: str) -> None:
+    """Write a WebP; grey becomes RGB of equal bands, for WebP has no grey."""
+    options = {"effort": _EFFORT, "keep": kept(labels)}
+    if settings.compression == _LOSSLESS:
+        options |= {
+            "lossless": True,
+            "exact": True,
+        }  # exact: colours under full transparency are kept as well
+    else:
+        # Chroma is always halved in lossy WebP; the sharp conversion keeps edges of colour where they are.
+        options |= {"Q": settings.quality, "smart_subsample": True}
+    save_with(canvas, labels, path, lambda image: _without_grey_profile(image).webpsave(path, **options))
 
 
-def _to_srgb(image: VipsImage) -> VipsImage:
+def _without_grey_profile(image: VipsImage) -> VipsImage:
+    """The image, in sRGB if a grey profile would not describe the RGB that the file will hold."""
+    if image.bands > 2 or not image.get_typeof("icc-profile-data"):
+        return image
     try:
         return image.icc_transform("srgb", embedded=True)
     except pyvips.Error:  # A profile that cannot be used is no loss.
@@ -35,4 +46,14 @@ def _to_srgb(image: VipsImage) -> VipsImage:
         return image
 
 
-FORMAT = Format("WebP", (".webp",), _MAX_SIDE, ("uint8",), alpha=True, save=save)
+FORMAT = Format(
+    key="webp",
+    name="WebP",
+    suffixes=(".webp",),
+    max_side=_MAX_SIDE,
+    compressions=(
+        Compression(_LOSSY, lossy=True, depths=("uint8",)),
+        Compression(_LOSSLESS, depths=("uint8",)),
+    ),
+    save=save,
+)

@@ -1,0 +1,106 @@
+"""Deep Zoom: a ``.dzi`` file and a folder of tiles beside it, for viewers in browsers; 8 bits."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from dino_ray.errors import UsageError
+from dino_ray.files import check_place
+from dino_ray.raster.canvas import Canvas
+from dino_ray.raster.export.formats import LIBVIPS_MAX_SIDE, Compression, Format, Labels, Settings
+from dino_ray.raster.export.place import remove, replace_file, replace_folder
+from dino_ray.raster.export.vips_image import save_tiles_with
+
+# Tiles of 256 with what they share: one pixel of each neighbour, so that viewers which scale tiles one by one show
+# no seams.
+_TILE, _OVERLAP = 254, 1
+
+_SUFFIX, _TILES = ".dzi", "_files"
+# What is saved before it is placed: a folder, in it an index and tiles of this name.
+_NAME = "image"
+
+# How libvips spells the tiles' format; the file name endings are what browsers know.
+_TILE_FORMATS = {
+    "jpeg": ".jpg[Q={quality},subsample_mode=off]",
+    "png": ".png[compression=3,filter=paeth]",
+    "webp": ".webp[Q={quality},effort=1,smart_subsample=true]",
+}
+_LEVEL = re.compile(r"\d+")
+_HEAD_BYTES = 4096
+
+
+def save(canvas: Canvas, labels: Labels, settings: Settings, path: str) -> None:
+    """Write a folder with an index and its tiles; each tile carries the profile and nothing else."""
+    os.mkdir(path)
+    suffix = _TILE_FORMATS[settings.compression].format(quality=settings.quality)
+    save_tiles_with(
+        canvas,
+        labels,
+        lambda image: image.dzsave(
+            os.path.join(path, _NAME),
+            layout="dz",
+            suffix=suffix,
+            tile_size=_TILE,
+            overlap=_OVERLAP,
+            keep="icc",
+        ),
+    )
+
+
+def place(partial: str, target: str) -> None:
+    """Move tiles, then the index that names them, to where they belong."""
+    replace_folder(os.path.join(partial, _NAME + _TILES), tiles_folder(target))
+    replace_file(os.path.join(partial, _NAME + _SUFFIX), target)
+    remove(partial)
+
+
+def tiles_folder(path: str) -> str:
+    """Where viewers look for the tiles of an index: beside it, under its name without the ending."""
+    return os.path.splitext(path)[0] + _TILES
+
+
+def check(path: str) -> None:
+    """Refuse a place that cannot be written, or tiles that are not a Deep Zoom's.
+
+    Raises
+    ------
+    UsageError
+        If so.
+    """
+    check_place(path)
+    target = os.path.realpath(path)
+    folder = tiles_folder(target)
+    if os.path.lexists(target) and not _is_index(target):
+        raise UsageError(f"{path}: exists and is no Deep Zoom index; name another output")
+    if not os.path.lexists(folder):
+        return
+    if not os.path.isdir(folder) or os.path.islink(folder):
+        raise UsageError(f"{path}: its tiles belong in {folder}, which is no folder; name another output")
+    strangers = [name for name in os.listdir(folder) if not _LEVEL.fullmatch(name)]
+    if strangers or (os.listdir(folder) and not os.path.exists(target)):
+        raise UsageError(
+            f"{path}: its tiles belong in {folder}, which holds other files; name another output or remove it"
+        )
+
+
+def _is_index(path: str) -> bool:
+    with open(path, "rb") as file:
+        return b"schemas.microsoft.com/deepzoom" in file.read(_HEAD_BYTES)
+
+
+FORMAT = Format(
+    key="dzi",
+    name="Deep Zoom",
+    suffixes=(_SUFFIX,),
+    max_side=LIBVIPS_MAX_SIDE,
+    compressions=(
+        Compression("jpeg", lossy=True, depths=("uint8",), bands=(1, 3)),
+        Compression("png", depths=("uint8",)),
+        Compression("webp", lossy=True, depths=("uint8",), bands=(3, 4)),
+    ),
+    pyramid="always",
+    save=save,
+    check=check,
+    place=place,
+)
