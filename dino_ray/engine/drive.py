@@ -96,9 +96,9 @@ class _Run:
             scheduler.replica_ready(replica)
 
     def start_what_can_start(self) -> None:
-        for cell in self.scheduler.next_cells(self.engine.merges_at_once):
-            tiles = [(tile, self.pixels[tile]) for tile in self.grid.cell_tiles(cell)]
-            self.engine.submit_cell(self.task, cell, tiles)
+        for cells in self.scheduler.next_merges(self.engine.merges_at_once):
+            tiles = [(tile, self.pixels[tile]) for tile in self.grid.cell_tiles(cells[0])]
+            self.engine.submit_merge(self.task, cells, tiles)
         for call, replica in self.scheduler.next_tiles():
             self.engine.submit_tile(self.task, self.guide, call, replica)
             self.tile_calls += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -77,12 +78,13 @@ class LocalEngine:
 
         self._pending.append(run)
 
-    def submit_cell(self, task: Handle, cell: int, tiles: Sequence[tuple[int, Handle]]) -> None:
-        def run() -> Event:
-            pixels = {tile: cast(np.ndarray, handle) for tile, handle in tiles}
+    def submit_merge(self, task: Handle, cells: Sequence[int], tiles: Sequence[tuple[int, Handle]]) -> None:
+        pixels = {tile: cast(np.ndarray, handle) for tile, handle in tiles}
+
+        def run(cell: int) -> Event:
             return CellDone(cell, merge(cast(ImageTask, task), cell, pixels))
 
-        self._pending.append(run)
+        self._pending.extend(partial(run, cell) for cell in cells)
 
     def dino_effect(self, task: Handle, guide: Handle, tile: int) -> DinoEffect:
         try:
@@ -110,4 +112,4 @@ class LocalEngine:
             self.lost = {0: describe_error(error)}
             return ReplicaLost(0, self.lost[0], for_good=True)
         self.ready = (0,)
-        return ReplicaReady(0, timings)
+        return ReplicaReady(0, timings, self._replica.device)

@@ -80,6 +80,8 @@ class ImageTask:
     cfg: float | None = None
     prompt: str = ""
     dino_strength: float = 0.0
+    shared: bool = False
+    """Whether every node finds the stores of source and canvas under the names that the driver knows them by."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,8 @@ class ReplicaReady:
 
     replica: int
     timings: Timings = Timings()
+    device: str = "cpu"
+    """What its models run on: ``cpu``, or the GPU's name."""
 
 
 @dataclass(frozen=True)
@@ -275,8 +279,8 @@ class Engine(Protocol):
         """Start a tile call; it ends as ``TileDone`` or ``TileLost``."""
         ...
 
-    def submit_cell(self, task: Handle, cell: int, tiles: Sequence[tuple[int, Handle]]) -> None:
-        """Start the merge of a cell from its tiles; it ends as ``CellDone`` or ``CellLost``.
+    def submit_merge(self, task: Handle, cells: Sequence[int], tiles: Sequence[tuple[int, Handle]]) -> None:
+        """Start the merge of some cells, all made of the same tiles; each ends as ``CellDone`` or ``CellLost``.
 
         Raises
         ------

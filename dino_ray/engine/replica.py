@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import sys
@@ -48,6 +49,16 @@ class Replica:
     def pid(self) -> int:
         """Process that it lives in, for logs and for tests that kill it."""
         return os.getpid()
+
+    @property
+    def device(self) -> str:
+        """What its models, once loaded, run on: ``cpu``, or the GPU's name."""
+        device = getattr(self._denoiser or self._upsampler, "device", "cpu")
+        if str(device) == "cpu":
+            return "cpu"
+        import torch
+
+        return torch.cuda.get_device_name(device)
 
     def load(self) -> Timings:
         """Load the models, unless they are loaded."""
@@ -195,6 +206,11 @@ class Stopwatch:
 
 def peak_rss_mb() -> float:
     """Largest resident size of this process so far, in MB."""
+    with contextlib.suppress(OSError), open("/proc/self/status", "rb") as status:
+        for line in status:
+            if line.startswith(b"VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    # Elsewhere than on Linux, where this would also count what the parent had when it forked this process.
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 

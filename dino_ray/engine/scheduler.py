@@ -20,6 +20,10 @@ CALLS_PER_REPLICA = 2
 TRIES = 3
 """A tile that failed this often on replicas that were otherwise well is poison."""
 
+MERGES_BEHIND = 4
+"""Merges per replica that may wait for their turn before no more tiles are started: a store full of tiles that
+merges are too slow for helps nobody."""
+
 MERGE_TRIES = 10
 """A merge is innocent of what befalls its node, so it is tried more often; but not for ever."""
 
@@ -66,8 +70,11 @@ class Scheduler:
         for tile in needed:
             heapq.heappush(self._queue, (self._order[tile], tile))
         self._live: dict[int, _Tile] = {}
-        self._mergeable: deque[int] = deque()
-        self._merging: set[int] = set()
+        self._mergeable: dict[
+            tuple[int, ...], list[int]
+        ] = {}  # cells by the tiles they are made of, oldest first
+        self._merging: dict[int, int] = {}  # cell to the number of its merge
+        self._merges = 0
         self._cell_failures: dict[int, int] = {}
         self._replicas: dict[int, _Replica] = {}
         self.tiles_to_do = len(needed)
@@ -82,7 +89,7 @@ class Scheduler:
         calls = []
         while self._queue:
             _, tile = self._queue[0]
-            if tile not in self._live and len(self._live) >= self._live_limit():
+            if tile not in self._live and self._has_enough_alive():
                 break
             replica = self._least_loaded()
             if replica is None:
@@ -96,16 +103,21 @@ class Scheduler:
             calls.append((TileCall(tile, state.refine), replica))
         return calls
 
-    def next_cells(self, at_once: int) -> list[int]:
-        """Merges to start now, with no more than ``at_once`` in flight."""
-        cells = []
-        while self._mergeable and len(self._merging) < at_once:
-            cell = self._mergeable.popleft()
-            if cell not in self._cells_left or cell in self._merging or not self._is_complete(cell):
-                continue
-            self._merging.add(cell)
-            cells.append(cell)
-        return cells
+    def next_merges(self, at_once: int) -> list[tuple[int, ...]]:
+        """Merges to start now, with no more than ``at_once`` in flight: each some cells made of the same tiles."""
+        merges = []
+        while self._mergeable and len(set(self._merging.values())) < at_once:
+            waiting = self._mergeable.pop(next(iter(self._mergeable)))
+            cells = tuple(
+                cell
+                for cell in dict.fromkeys(waiting)
+                if cell in self._cells_left and cell not in self._merging and self._is_complete(cell)
+            )
+            if cells:
+                self._merges += 1
+                self._merging.update(dict.fromkeys(cells, self._merges))
+                merges.append(cells)
+        return merges
 
     @property
     def done(self) -> bool:
@@ -138,7 +150,9 @@ class Scheduler:
             return False
         state.done = True
         self.refined += state.refine
-        self._mergeable.extend(c for c in sorted(state.cells_left) if self._is_complete(c))
+        for cell in sorted(state.cells_left):
+            if self._is_complete(cell):
+                self._queue_merge(cell)
         return True
 
     def tile_lost(self, tile: int, replica: int, reason: str, *, died: bool) -> bool:
@@ -177,7 +191,7 @@ class Scheduler:
 
     def cell_done(self, cell: int) -> list[int]:
         """Returns the tiles that nobody needs any more."""
-        self._merging.discard(cell)
+        self._merging.pop(cell, None)
         self._cells_left.discard(cell)
         released = []
         for tile in self._grid.cell_tiles(cell):
@@ -196,10 +210,10 @@ class Scheduler:
         list
             The tiles to be redone.
         """
-        self._merging.discard(cell)
+        self._merging.pop(cell, None)
         self._cell_failures[cell] = self._cell_failures.get(cell, 0) + 1
         if not tiles_lost:
-            self._mergeable.append(cell)
+            self._queue_merge(cell)
             return []
         again = [tile for tile in self._grid.cell_tiles(cell) if self._live[tile].done]
         for tile in again:
@@ -216,13 +230,18 @@ class Scheduler:
     def _new_tile(self, tile: int) -> _Tile:
         return _Tile(cells_left={c for c in self._grid.tile_cells(tile) if c in self._cells_left})
 
+    def _queue_merge(self, cell: int) -> None:
+        self._mergeable.setdefault(self._grid.cell_tiles(cell), []).append(cell)
+
     def _is_complete(self, cell: int) -> bool:
         return all(t in self._live and self._live[t].done for t in self._grid.cell_tiles(cell))
 
-    def _live_limit(self) -> int:
-        # As many tiles as must wait for their neighbours in the best order, and those in flight: fewer could
-        # stand still, more would only fill the store when merges are slow.
-        return self._grid.max_waiting() + CALLS_PER_REPLICA * max(1, len(self._replicas))
+    def _has_enough_alive(self) -> bool:
+        replicas = max(1, len(self._replicas))
+        # As many tiles as must wait for their neighbours in the best order, and those in flight: fewer could stand
+        # still, more would only fill the store.
+        limit = self._grid.max_waiting() + CALLS_PER_REPLICA * replicas
+        return len(self._live) >= limit or len(self._mergeable) > MERGES_BEHIND * replicas
 
     def _least_loaded(self) -> int | None:
         free = [

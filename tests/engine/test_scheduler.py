@@ -10,6 +10,9 @@ from hypothesis import strategies as st
 from dino_ray.engine.scheduler import CALLS_PER_REPLICA, TRIES, Scheduler
 from dino_ray.plan.geometry import Grid, make_grid
 
+MERGES = 3
+"""At once."""
+
 grids = st.builds(
     lambda w, h, tile, overlap: make_grid(
         w, h, tile=16 * tile, overlap=min(overlap, tile // 2 * 16), multiple=16
@@ -31,7 +34,7 @@ class World:
         self.faults = faults
         self.flying: dict[int, list[int]] = {r: [] for r in range(replicas)}
         self.dead: set[int] = set()
-        self.merging: dict[int, set[int]] = {}
+        self.merging: list[tuple[int, ...]] = []
         self.pixels: set[int] = set()
         self.merged: list[int] = []
         self.most_alive = 0
@@ -39,10 +42,13 @@ class World:
             self.scheduler.replica_ready(replica)
 
     def turn(self) -> None:
-        for cell in self.scheduler.next_cells(at_once=3):
-            needs = set(self.grid.cell_tiles(cell))
+        for cells in self.scheduler.next_merges(at_once=MERGES):
+            needs = set(self.grid.cell_tiles(cells[0]))
             assert needs <= self.pixels, "a merge was started without its tiles"
-            self.merging[cell] = needs
+            assert all(set(self.grid.cell_tiles(cell)) == needs for cell in cells), "cells of other tiles"
+            assert not any(cell in merge for merge in self.merging for cell in cells), "merged twice at once"
+            self.merging.append(cells)
+            assert len(self.merging) <= MERGES
         for call, replica in self.scheduler.next_tiles():
             assert replica not in self.dead
             self.flying[replica].append(call.tile)
@@ -64,13 +70,14 @@ class World:
                 if self.scheduler.tile_done(tile, replica):
                     self.pixels.add(tile)
             case "merge":
-                cell = self.dice.choice(sorted(self.merging))
-                del self.merging[cell]
-                if self.dice.random() < self.faults:
-                    self.pixels -= set(self.scheduler.cell_lost(cell, tiles_lost=self.dice.random() < 0.5))
-                else:
-                    self.merged.append(cell)
-                    self.pixels -= set(self.scheduler.cell_done(cell))
+                cells = self.merging.pop(self.dice.randrange(len(self.merging)))
+                lost, tiles_lost = self.dice.random() < self.faults, self.dice.random() < 0.5
+                for cell in cells:
+                    if lost:
+                        self.pixels -= set(self.scheduler.cell_lost(cell, tiles_lost))
+                    else:
+                        self.merged.append(cell)
+                        self.pixels -= set(self.scheduler.cell_done(cell))
             case "back":
                 replica = self.dead.pop()
                 self.scheduler.replica_ready(replica)

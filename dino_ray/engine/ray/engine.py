@@ -29,7 +29,7 @@ from dino_ray.engine.protocol import (
 )
 from dino_ray.engine.ray.cluster import connect, replica_count, resources_of
 from dino_ray.engine.ray.faults import PROCESS_FAULTS, cause_of, describe_fault
-from dino_ray.engine.ray.workers import FarSource, RayReplica, merge_task, nothing, pinned
+from dino_ray.engine.ray.workers import FarSource, RayReplica, light, merge_task, nothing
 from dino_ray.errors import JobError, describe_error, for_user
 
 log = logging.getLogger(__name__)
@@ -40,19 +40,20 @@ RECREATIONS = 3
 PLACEMENT_S = 300.0
 """Longer than any machine takes to start a process: the cluster's resources are held by somebody else."""
 
-MERGES_PER_CPU = 2
-"""In flight: one runs, one has its worker and its tiles ready."""
-
-MOST_WARM = 4
-"""Merge workers to warm up: enough to keep up with any pool, at 150 MB each."""
+MOST_MERGES = 8
+"""In flight on one node, each in a process of its own: more would wait for its memory and its disk."""
 
 
 @dataclass(frozen=True)
 class _Shared:
-    """A task in the object store, for workers of the driver's node and for those elsewhere."""
+    """A task in the object store."""
 
     near: Any
+    """For workers of the driver's node."""
     far: Any
+    """For those elsewhere."""
+    anywhere: bool
+    """Whether merges may run elsewhere, too."""
 
 
 @dataclass(frozen=True)
@@ -100,13 +101,13 @@ class RayEngine:
     ) -> None:
         self._spec, self._address = spec, address
         self._workers, self._most, self._gpus = workers, most, gpus_per_worker
-        self.merges_at_once = max(2, MERGES_PER_CPU * (os.cpu_count() or 1))
+        self.merges_at_once = max(2, min(os.cpu_count() or 1, MOST_MERGES))
         self._owns_ray = False
         self._actors: list[Any] = []
         self._deaths: list[int] = []  # of each replica, since it was last ready
         self._loads: dict[Any, int] = {}
         self._tiles: dict[Any, _Call] = {}  # by the ref of their timings
-        self._cells: dict[Any, int] = {}
+        self._merges: dict[Any, tuple[int, ...]] = {}  # cells, by the ref of their timings
         self._ready: set[int] = set()
         self._lost: dict[int, str] = {}
         self._nodes: list[str] = []  # where each replica lives; empty until it has loaded
@@ -133,10 +134,11 @@ class RayEngine:
         self._here = ray.get_runtime_context().get_node_id()
         # The job's folder is this machine's, so merges, which write there, and reads run here. They ask for no
         # CPU: the replicas may hold them all, and a merge that waits for a replica to end would wait for ever.
-        self._merge = pinned(merge_task, self._here, "merge")
+        self._merge_here = light(merge_task, "merge", self._here)
+        self._merge_anywhere = light(merge_task, "merge")
         # Merge workers import their libraries while the replicas load, not when the first cell waits for them.
-        warm_up = pinned(nothing, self._here, "warm up")
-        self._warm = [warm_up.remote() for _ in range(min(self._workers, MOST_WARM))]
+        warm_up = light(nothing, "warm up", self._here)
+        self._warm = [warm_up.remote() for _ in range(self.merges_at_once)]
         for replica in range(self._workers):
             self._actors.append(self._new_actor())
             self._nodes.append("")
@@ -179,19 +181,22 @@ class RayEngine:
                 )
             # Where that replica lives is not known yet, and the far way works from anywhere.
             guide, timings = actor.prepare.options(num_returns=2).remote(self._far(task))
-            if not (0 in self._ready or 0 in self._lost or 0 in self._loads.values()):
-                self._load(0)
             try:
-                return guide, cast(Timings, ray.get(timings))
+                cost = cast(Timings, ray.get(timings))
             except RayTaskError as error:
                 raise for_user(cause_of(error)) from error
             except PROCESS_FAULTS as error:
                 reason = describe_fault(error)
                 self._unheard.append(self._revive(replica, error))
+                continue
+            if not (0 in self._ready or 0 in self._lost or 0 in self._loads.values()):
+                self._load(0)
+            return guide, cost
         raise JobError(f"the image can't be prepared: {reason}")
 
     def share(self, task: ImageTask) -> Handle:
-        return _Shared(ray.put(task), ray.put(self._far(task)))
+        near = ray.put(task)
+        return _Shared(near, near if task.shared else ray.put(self._far(task)), task.shared)
 
     def submit_tile(self, task: Handle, guide: Handle, call: TileCall, replica: int) -> None:
         actor = self._actors[replica]
@@ -199,10 +204,11 @@ class RayEngine:
         pixels, timings = method.remote(self._seen_from(replica, task), guide, call)
         self._tiles[timings] = _Call(call.tile, replica, actor, pixels)
 
-    def submit_cell(self, task: Handle, cell: int, tiles: Sequence[tuple[int, Handle]]) -> None:
-        numbers = [tile for tile, _ in tiles]
-        near = cast(_Shared, task).near
-        self._cells[self._merge.remote(near, cell, numbers, *[handle for _, handle in tiles])] = cell
+    def submit_merge(self, task: Handle, cells: Sequence[int], tiles: Sequence[tuple[int, Handle]]) -> None:
+        shared = cast(_Shared, task)
+        merge = self._merge_anywhere if shared.anywhere else self._merge_here
+        numbers, pixels = zip(*tiles, strict=True)
+        self._merges[merge.remote(shared.near, cells, numbers, *pixels)] = tuple(cells)
 
     def dino_effect(self, task: Handle, guide: Handle, tile: int) -> DinoEffect:
         replica = min(self._ready, default=0)
@@ -218,7 +224,7 @@ class RayEngine:
         if self._unheard:
             events, self._unheard = self._unheard, []
             return events
-        pending = [*self._loads, *self._tiles, *self._cells]
+        pending = [*self._loads, *self._tiles, *self._merges]
         if not pending:
             time.sleep(timeout)
             return []
@@ -229,15 +235,15 @@ class RayEngine:
         return [event for ref in pending if ref in ready for event in self._end(ref)]
 
     def settle(self) -> None:
-        for ref in [*self._tiles, *self._cells]:
+        for ref in [*self._tiles, *self._merges]:
             ray.cancel(ref)
         self._tiles.clear()
-        self._cells.clear()
+        self._merges.clear()
 
     # ---- inside
 
     def _far(self, task: ImageTask) -> ImageTask:
-        return replace(task, source=FarSource(task.source, self._here))
+        return task if task.shared else replace(task, source=FarSource(task.source, self._here))
 
     def _seen_from(self, replica: int, task: Handle) -> Any:
         shared = cast(_Shared, task)
@@ -258,12 +264,12 @@ class RayEngine:
             return [self._end_load(ref)]
         if ref in self._tiles:
             return self._end_tile(ref)
-        return [self._end_cell(ref)] if ref in self._cells else []
+        return self._end_merge(ref) if ref in self._merges else []
 
     def _end_load(self, ref: Any) -> Event:
         replica = self._loads.pop(ref)
         try:
-            node, timings = cast(tuple[str, Timings], ray.get(ref))
+            node, device, timings = cast(tuple[str, str, Timings], ray.get(ref))
         except RayTaskError as error:
             return self._give_up(replica, describe_error(cause_of(error)))
         except PROCESS_FAULTS as error:
@@ -271,7 +277,7 @@ class RayEngine:
         self._ready.add(replica)
         self._nodes[replica] = node
         self._deaths[replica] = 0
-        return ReplicaReady(replica, timings)
+        return ReplicaReady(replica, timings, device)
 
     def _end_tile(self, ref: Any) -> list[Event]:
         call = self._tiles.pop(ref)
@@ -285,17 +291,19 @@ class RayEngine:
             # The calls that waited behind it are lost with it; the replica died but once.
             return [lost, self._revive(replica, error)] if call.actor is self._actors[replica] else [lost]
 
-    def _end_cell(self, ref: Any) -> Event:
-        cell = self._cells.pop(ref)
+    def _end_merge(self, ref: Any) -> list[Event]:
+        cells = self._merges.pop(ref)
         try:
-            return CellDone(cell, cast(Timings, ray.get(ref)))
+            timings = cast(list[Timings], ray.get(ref))
+            return [CellDone(cell, timing) for cell, timing in zip(cells, timings, strict=True)]
         except RayTaskError as error:
             cause = cause_of(error)
-            if isinstance(cause, PROCESS_FAULTS):  # a tile was lost with the node that held it
-                return CellLost(cell, describe_fault(cause), tiles_lost=True)
-            raise for_user(cause) from error
+            if not isinstance(cause, PROCESS_FAULTS):
+                raise for_user(cause) from error
+            reason, tiles_lost = describe_fault(cause), True  # with the node that held them
         except PROCESS_FAULTS as error:
-            return CellLost(cell, describe_fault(error), tiles_lost=isinstance(error, ObjectLostError))
+            reason, tiles_lost = describe_fault(error), isinstance(error, ObjectLostError)
+        return [CellLost(cell, reason, tiles_lost) for cell in cells]
 
     def _give_up(self, replica: int, reason: str) -> Event:
         self._lost[replica] = reason

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
@@ -42,9 +42,10 @@ class RayReplica(Replica):
     """A replica that also says where it lives."""
 
     @sendable
-    def load_here(self) -> tuple[str, Timings]:
-        """Load, and name the node."""
-        return ray.get_runtime_context().get_node_id(), self.load()
+    def load_here(self) -> tuple[str, str, Timings]:
+        """Load, and name the node and the device."""
+        timings = self.load()
+        return ray.get_runtime_context().get_node_id(), self.device, timings
 
     prepare = sendable(Replica.prepare)
     refine = sendable(Replica.refine)
@@ -63,12 +64,18 @@ class FarSource:
         return self.source.info
 
     def read(self, rect: Rect) -> np.ndarray:
-        return cast("np.ndarray", ray.get(pinned(read_task, self.node, "read").remote(self.source, rect)))
+        return cast("np.ndarray", ray.get(light(read_task, "read", self.node).remote(self.source, rect)))
 
 
-def pinned(function: Callable[..., Any], node: str, name: str) -> Any:
-    """A function as a task of one node, which asks for no resources and is not retried by Ray."""
-    where = NodeAffinitySchedulingStrategy(node, soft=False)
+def light(function: Callable[..., Any], name: str, node: str | None = None) -> Any:
+    """A function as a task that asks for no resources and is not retried by Ray.
+
+    Parameters
+    ----------
+    node
+        Where it has to run; None: anywhere, best where its arguments are.
+    """
+    where = "DEFAULT" if node is None else NodeAffinitySchedulingStrategy(node, soft=False)
     return ray.remote(function).options(num_cpus=0, max_retries=0, scheduling_strategy=where, name=name)
 
 
@@ -77,8 +84,9 @@ def read_task(source: Readable, rect: Rect) -> np.ndarray:
 
 
 @sendable
-def merge_task(task: ImageTask, cell: int, numbers: list[int], *pixels: Any) -> Timings:
-    return merge(task, cell, dict(zip(numbers, pixels, strict=True)))
+def merge_task(task: ImageTask, cells: Sequence[int], numbers: Sequence[int], *pixels: Any) -> list[Timings]:
+    tiles = dict(zip(numbers, pixels, strict=True))
+    return [merge(task, cell, tiles) for cell in cells]
 
 
 def nothing() -> None:
