@@ -1,16 +1,22 @@
-"""EXIF to the byte, in files that libvips wrote.
+"""EXIF to the byte, and XMP where programs look for it, in files that libvips wrote.
 
 libvips takes an EXIF block apart with libexif and writes what that understood: unknown tags are lost, maker
 notes move away from the offsets in them, comments and unknown types change. So it is given a block that holds
 nothing but room, and the real one is written over that: JPEG, PNG and WebP are changed in one place, however
 large they are. Into TIFF libvips writes no EXIF at all, so the block is added at the end.
+
+In a PNG, XMP belongs into an iTXt chunk (ISO 16684-3), uncompressed; libvips makes it zTXt, which most programs
+do not look into. There too it is given something to take up room, and the real chunk is written over it.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import logging
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -40,26 +46,50 @@ _MAX_NOTE = 65_358
 MAX_EXIF_BYTES = _MAX_NOTE + _ADDED_BYTES
 
 _JPEG, _PNG, _RIFF, _WEBP = b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"RIFF", b"WEBP"
+_PNG_EXIF, _PNG_TEXT, _PNG_COMPRESSED_TEXT = b"eXIf", b"iTXt", b"zTXt"
+_XMP_KEYWORD = b"XML:com.adobe.xmp\0"
+_PNG_LIBVIPS_XMP = _PNG_COMPRESSED_TEXT + _XMP_KEYWORD
+_ITXT_HEAD = _XMP_KEYWORD + b"\0\0\0\0"  # not compressed, no language, no translated keyword
+_ITXT_HEAD_BYTES = len(_ITXT_HEAD)
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _APP1, _START_OF_SCAN = 0xE1, 0xDA
 
 
-def reserve(image: VipsImage, metadata: Metadata) -> VipsImage:
-    """As `attach`, for a file that `complete` is called on: in place of EXIF libvips is given room for it."""
-    exif = metadata.exif
-    if exif is None or len(exif) > MAX_EXIF_BYTES:
-        return attach(image, replace(metadata, exif=None))
-    note = _FILLER * max(_MIN_NOTE, len(exif) - _ADDED_BYTES)
+def reserve(image: VipsImage, metadata: Metadata, png: bool = False) -> VipsImage:
+    """As `attach`, for a file that `complete` is called on: what that puts in, libvips keeps room for.
+
+    Parameters
+    ----------
+    png
+        Whether the file will be a PNG: only there room is kept for XMP too.
+    """
+    exif, xmp = metadata.exif, metadata.xmp
+    if exif is not None:
+        exif = _room_for_exif(len(exif)) if len(exif) <= MAX_EXIF_BYTES else None
+    if xmp is not None and png:
+        xmp = _incompressible(_ITXT_HEAD_BYTES + len(xmp))
+    return attach(image, replace(metadata, exif=exif, xmp=xmp))
+
+
+def _room_for_exif(size: int) -> bytes:
+    """A block that becomes one of at least ``size`` bytes on its way through libvips."""
+    note = _FILLER * max(_MIN_NOTE, size - _ADDED_BYTES)
     pointer = Field(EXIF_IFD, LONG, 1, b"", (Field(_MAKER_NOTE, UNDEFINED, len(note), note),))
-    room = TIFF_HEADER + write_directory(LITTLE_ENDIAN, len(TIFF_HEADER), [pointer])
-    return attach(image, replace(metadata, exif=room))
+    return TIFF_HEADER + write_directory(LITTLE_ENDIAN, len(TIFF_HEADER), [pointer])
+
+
+def _incompressible(size: int) -> bytes:
+    """Text that deflate makes no smaller than ``size`` bytes."""
+    # Letters of six bits each cannot shrink below 3/4, but for a repetition now and then, which the rest covers.
+    letters = size * 3 // 2 + 64
+    return base64.b64encode(hashlib.shake_128(b"room").digest(letters))[:letters]
 
 
 def complete(path: str | Path, metadata: Metadata) -> None:
-    """Put the EXIF block into a file that libvips wrote of a reserved image, or into a TIFF of any origin.
+    """Put EXIF, and in a PNG also XMP, into a file that libvips wrote of a reserved image; EXIF into any TIFF.
 
-    In a JPEG, PNG or WebP it stands byte for byte, with zeros behind it in what room is left. A block of more
-    than `MAX_EXIF_BYTES` fits only in a TIFF; it is left out elsewhere, with a warning.
+    In a JPEG, PNG or WebP the block stands byte for byte, with zeros behind it in what room is left. A block of
+    more than `MAX_EXIF_BYTES` fits only in a TIFF; it is left out elsewhere, with a warning in the log.
 
     Parameters
     ----------
@@ -73,43 +103,55 @@ def complete(path: str | Path, metadata: Metadata) -> None:
     OSError
         If the file cannot be read or written.
     """
-    exif = metadata.exif
-    if exif is None:
-        return
     with open(path, "r+b") as file:
         start = file.read(12)
-        if not start.startswith(_TIFF_STARTS):
-            _fill(path, file, start, exif)
-            return
-    add_exif_to_tiff(path, exif)
+        if start.startswith(_PNG):
+            _complete_png(path, file, metadata)
+        elif start.startswith(_JPEG):
+            _fill(path, file, _room_in_jpeg(file), metadata.exif)
+        elif start.startswith(_RIFF) and start[8:12] == _WEBP:
+            _fill(path, file, _room_in_webp(file), metadata.exif)
+    if start.startswith(_TIFF_STARTS) and metadata.exif is not None:
+        add_exif_to_tiff(path, metadata.exif)
 
 
 @dataclass(frozen=True)
 class _Room:
-    """Bytes of a file that EXIF may stand in; ``check_type`` is the chunk's type where a checksum follows."""
+    """Bytes of a file that a block may stand in."""
 
     start: int
     size: int
-    check_type: bytes | None = None
 
 
-def _fill(path: str | Path, file: BinaryIO, start: bytes, exif: bytes) -> None:
-    if start.startswith(_JPEG):
-        room = _room_in_jpeg(file)
-    elif start.startswith(_PNG):
-        room = _room_in_png(file)
-    elif start.startswith(_RIFF) and start[8:12] == _WEBP:
-        room = _room_in_webp(file)
-    else:
-        return
+def _fill(path: str | Path, file: BinaryIO, room: _Room | None, exif: bytes | None) -> bytes | None:
+    """Write EXIF into its room, and return all that it then holds."""
+    if exif is None:
+        return None
     if room is None or len(exif) > min(room.size, MAX_EXIF_BYTES):
-        logger.warning("%s: EXIF is left out; its %s bytes are too many", path, f"{len(exif):,}")
-        return
+        logger.warning("%s: EXIF is left out; the format does not hold its %s bytes", path, f"{len(exif):,}")
+        return None
     data = exif.ljust(room.size, b"\0")
     file.seek(room.start)
     file.write(data)
-    if room.check_type is not None:
-        file.write(struct.pack(">I", zlib.crc32(room.check_type + data)))
+    return data
+
+
+def _complete_png(path: str | Path, file: BinaryIO, metadata: Metadata) -> None:
+    chunks = dict(_png_chunks(file))
+    exif_room = chunks.get(_PNG_EXIF)
+    data = _fill(path, file, exif_room, metadata.exif)
+    if data is not None:
+        file.write(_checksum(_PNG_EXIF, data))
+    xmp_room = chunks.get(_PNG_LIBVIPS_XMP)
+    if metadata.xmp is not None and xmp_room and xmp_room.size >= _ITXT_HEAD_BYTES + len(metadata.xmp):
+        # A packet may end in blanks, which are what its room is filled up with.
+        data = _ITXT_HEAD + metadata.xmp.ljust(xmp_room.size - _ITXT_HEAD_BYTES)
+        file.seek(xmp_room.start - len(_PNG_TEXT))
+        file.write(_PNG_TEXT + data + _checksum(_PNG_TEXT, data))
+
+
+def _checksum(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", zlib.crc32(kind + data))
 
 
 def _room_in_jpeg(file: BinaryIO) -> _Room | None:
@@ -125,16 +167,17 @@ def _room_in_jpeg(file: BinaryIO) -> _Room | None:
         at += 2 + size
 
 
-def _room_in_png(file: BinaryIO) -> _Room | None:
+def _png_chunks(file: BinaryIO) -> Iterator[tuple[bytes, _Room]]:
+    """Chunks ahead of the pixels by type; compressed text by type and keyword."""
     at = len(_PNG)
     while True:
         file.seek(at)
         head = file.read(8)
         if len(head) < 8 or head[4:] == b"IDAT":
-            return None
+            return
         size, kind = struct.unpack(">I4s", head)
-        if kind == b"eXIf":
-            return _Room(at + 8, size, kind)
+        keyword = file.read(len(_XMP_KEYWORD)) if kind == _PNG_COMPRESSED_TEXT else b""
+        yield kind + keyword, _Room(at + 8, size)
         at += 8 + size + 4
 
 

@@ -101,7 +101,7 @@ def _scales(source_size: tuple[int, int], output_size: tuple[int, int]) -> tuple
 
 
 def _scaled_by(scale: Fraction) -> Callable[[str], str]:
-    return lambda text: str(round(Fraction(text.strip()) * scale))
+    return lambda text: str(round(Fraction(float(text)) * scale))
 
 
 def _rational(value: float) -> str:

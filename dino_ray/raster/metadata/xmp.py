@@ -27,6 +27,8 @@ _ATTRIBUTE = re.compile(rb"""([^\s=<>"'/]+)\s*=\s*("[^"]*"|'[^']*')""")
 # From a tag's < to its >, over values that may hold a >.
 _TAG = re.compile(rb"""<(?:[^>"']|"[^"]*"|'[^']*')*>""")
 
+_MAX_DEPTH = 200  # real packets stay below 20; time grows with the square of it
+
 Name = tuple[str, str]  # namespace, local name
 
 
@@ -98,6 +100,7 @@ class _Open:
     name: Name
     at: int
     inside: int  # behind its start tag
+    empty: bool  # written as one tag
     text: list[str] = field(default_factory=list)
     simple: bool = True
 
@@ -125,21 +128,13 @@ class _Scan:
         tag = _TAG.match(self._packet, at)
         if tag is None:
             raise Malformed(f"no tag at byte {at:,}")
-        element = _Open(_expanded(name), at, tag.end())
+        if len(self._open) == _MAX_DEPTH:
+            raise Malformed(f"elements in more than {_MAX_DEPTH} others")
         if self._open:
             self._open[-1].simple = False
-        if (
-            element.name == _DESCRIPTION
-            and self._open
-            and self._open[-1].name == _RDF_ROOT
-            and self._is_outer()
-        ):
+        self._open.append(_Open(_expanded(name), at, tag.end(), empty=tag[0].endswith(b"/>")))
+        if self._in_outer_description():
             self._note_attributes(tag, attributes)
-        self._open.append(element)
-
-    def _is_outer(self) -> bool:
-        """Whether no other description is open: those inside are of other pictures."""
-        return all(element.name != _DESCRIPTION for element in self._open)
 
     def _note_attributes(self, tag: re.Match[bytes], attributes: dict[str, str]) -> None:
         by_qualified = {_qualified(name): (_expanded(name), value) for name, value in attributes.items()}
@@ -155,16 +150,18 @@ class _Scan:
 
     def _end(self, _: str) -> None:
         element = self._open.pop()
-        end = self.parser.CurrentByteIndex
+        end = self.parser.CurrentByteIndex  # of its end tag
         if element.name in _BULKY and all(above.name not in _BULKY for above in self._open):
-            tag = _TAG.match(self._packet, end)
-            self.bulky.append((element.at, tag.end() if tag else element.inside))
-        empty = end <= element.at or end < element.inside
-        parents = [above.name for above in self._open[-2:]]
-        if element.simple and not empty and parents == [_RDF_ROOT, _DESCRIPTION]:
-            outer = sum(above.name == _DESCRIPTION for above in self._open) == 1
-            if outer:
-                self._note(element.name, Place(element.inside, end, "".join(element.text)))
+            end_tag = None if element.empty else _TAG.match(self._packet, end)
+            self.bulky.append((element.at, end_tag.end() if end_tag else element.inside))
+        if element.simple and not element.empty and self._in_outer_description():
+            self._note(element.name, Place(element.inside, end, "".join(element.text)))
+
+    def _in_outer_description(self) -> bool:
+        if len(self._open) < 2 or self._open[-1].name != _DESCRIPTION:
+            return False
+        names = [element.name for element in self._open]
+        return names[-2:] == [_RDF_ROOT, _DESCRIPTION] and names.count(_DESCRIPTION) == 1
 
     def _note(self, name: Name, place: Place) -> None:
         self.properties.setdefault(name, []).append(place)
