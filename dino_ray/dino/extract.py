@@ -3,6 +3,9 @@
 *coarse*: the whole image at a long side of about 518 px, aspect kept: what the picture is of. *fine*: native
 resolution in overlapping windows of about 518 px, averaged under a Hann window: what is where. Both cover
 all of the image at any aspect ratio; nothing is ever cropped away.
+
+A source that closes on itself in x gets levels that do: a whole number of tokens around, each seen by some
+window with what lies on either side of it. No column is an edge.
 """
 
 from __future__ import annotations
@@ -61,6 +64,7 @@ def extract(
     width: int,
     height: int,
     *,
+    closed: bool = False,
     fine_bytes: int = FINE_BYTES,
     on_window: Callable[[int, int], None] | None = None,
 ) -> FeatureMap:
@@ -75,12 +79,18 @@ def extract(
     not resized: a source that is no multiple of the patch, down to a single pixel, is completed by
     replicating its right and bottom edges. A source smaller than a window is one smaller window.
 
+    Around a closed source the lattice of tokens must close, too. So its width, where it is no multiple of the
+    patch, is resized to the nearest one: by half a patch at most, which is 0.2 % around 4,000 px. Its coarse
+    level is the Hann-weighted mean of views of the whole image cut open at different meridians.
+
     Parameters
     ----------
     read
         Windows of the source; never asked for more than `dino_ray.dino.resample.READ_SIDE` px a side.
     width, height
         Of the source, source_px.
+    closed
+        The source closes on itself in x: ``read`` goes around it, as `dino_ray.raster.wrapped.Wrapped` does.
     fine_bytes
         A fine level that would be larger is made from the source reduced to fit.
     on_window
@@ -90,20 +100,24 @@ def extract(
         model=dino.name,
         width=width,
         height=height,
-        coarse=_coarse(dino, read, width, height),
-        fine=_fine(dino, read, width, height, fine_bytes, on_window),
+        coarse=_coarse(dino, read, width, height, closed),
+        fine=_fine(dino, read, width, height, closed, fine_bytes, on_window),
     )
 
 
-def _coarse(dino: FeatureModel, read: Read, width: int, height: int) -> FeatureLevel:
+def _coarse(dino: FeatureModel, read: Read, width: int, height: int, closed: bool) -> FeatureLevel:
     side = WINDOW_SIDE // dino.patch
     longest = max(width, height)
     cols = max(1, round(side * width / longest))
     rows = max(1, round(side * height / longest))
-    image = Resized(read, width, height, cols * dino.patch, rows * dino.patch)
-    tokens = _unit(_tokens(dino, [image.window(Rect(0, 0, image.width, image.height))])[0])
+    image = Resized(read, width, height, cols * dino.patch, rows * dino.patch, closed)
+    if closed:
+        tokens = _mean_over_windows(dino, image, rows, cols, None)
+    else:
+        whole = image.window(Rect(0, 0, image.width, image.height))
+        tokens = _unit(_tokens(dino, [whole])[0]).astype(np.float16)
     dx, dy = width / cols, height / rows
-    return FeatureLevel(tokens.astype(np.float16), x0=dx / 2, y0=dy / 2, dx=dx, dy=dy)
+    return FeatureLevel(tokens, x0=dx / 2, y0=dy / 2, dx=dx, dy=dy, closed=closed)
 
 
 def _fine(
@@ -111,40 +125,52 @@ def _fine(
     read: Read,
     width: int,
     height: int,
+    closed: bool,
     fine_bytes: int,
     on_window: Callable[[int, int], None] | None,
 ) -> FeatureLevel:
-    image = _reduced_to_fit(dino, read, width, height, fine_bytes)
+    image = _whole_or_reduced(dino, read, width, height, closed, fine_bytes)
     cols, rows = math.ceil(image.width / dino.patch), math.ceil(image.height / dino.patch)
-    across, down = _windows(cols, dino.patch), _windows(rows, dino.patch)
+    tokens = _mean_over_windows(dino, image, rows, cols, on_window)
+    dx, dy = dino.patch * width / image.width, dino.patch * height / image.height
+    return FeatureLevel(tokens, x0=dx / 2, y0=dy / 2, dx=dx, dy=dy, closed=closed)
+
+
+def _whole_or_reduced(
+    dino: FeatureModel, read: Read, width: int, height: int, closed: bool, fine_bytes: int
+) -> Resized:
+    """The source at its own size, or reduced until its tokens fit; a whole number of them around if closed."""
+    cols, rows = math.ceil(width / dino.patch), math.ceil(height / dino.patch)
+    around = max(1, round(width / dino.patch)) * dino.patch if closed else width
+    allowed = fine_bytes // (dino.dim * np.dtype(np.float16).itemsize)
+    if cols * rows <= allowed:
+        return Resized(read, width, height, around, height, closed)
+    shrink = math.sqrt(allowed / (cols * rows))
+    cols, rows = max(1, int(cols * shrink)), max(1, int(rows * shrink))
+    return Resized(read, width, height, cols * dino.patch, rows * dino.patch, closed)
+
+
+def _mean_over_windows(
+    dino: FeatureModel,
+    image: Resized,
+    rows: int,
+    cols: int,
+    on_window: Callable[[int, int], None] | None,
+) -> NDArray[np.float16]:
+    """Tokens of an image by the Hann-weighted mean of overlapping windows: (rows, cols, dim)."""
+    patch = dino.patch
+    across, down = _windows(cols, patch, image.closed), _windows(rows, patch)
     mean = _HannMean(rows, cols, dino.dim, down, across)
     places = [(top, left) for top in down.starts for left in across.starts]
+    size = across.length * patch, down.length * patch
     for first in range(0, len(places), BATCH):
         batch = places[first : first + BATCH]
-        pixels = [
-            image.window(
-                Rect(
-                    left * dino.patch, top * dino.patch, across.length * dino.patch, down.length * dino.patch
-                )
-            )
-            for top, left in batch
-        ]
+        pixels = [image.window(Rect(left * patch, top * patch, *size)) for top, left in batch]
         for place, tokens in zip(batch, _tokens(dino, pixels), strict=True):
             mean.add(place, _unit(tokens))
         if on_window is not None:
             on_window(first + len(batch), len(places))
-    dx, dy = dino.patch * width / image.width, dino.patch * height / image.height
-    return FeatureLevel(mean.finish(), x0=dx / 2, y0=dy / 2, dx=dx, dy=dy)
-
-
-def _reduced_to_fit(dino: FeatureModel, read: Read, width: int, height: int, fine_bytes: int) -> Resized:
-    cols, rows = math.ceil(width / dino.patch), math.ceil(height / dino.patch)
-    allowed = fine_bytes // (dino.dim * np.dtype(np.float16).itemsize)
-    if cols * rows <= allowed:
-        return Resized(read, width, height, width, height)
-    shrink = math.sqrt(allowed / (cols * rows))
-    cols, rows = max(1, int(cols * shrink)), max(1, int(rows * shrink))
-    return Resized(read, width, height, cols * dino.patch, rows * dino.patch)
+    return mean.finish()
 
 
 @dataclass(frozen=True)
@@ -155,9 +181,16 @@ class _Windows:
     length: int
 
 
-def _windows(tokens: int, patch: int) -> _Windows:
-    """Windows half a window apart (252 of 518 px at a patch of 14); the last one ends with the lattice."""
+def _windows(tokens: int, patch: int, closed: bool = False) -> _Windows:
+    """Windows half a window apart (252 of 518 px at a patch of 14); the last one ends with the lattice.
+
+    Around a closed lattice they are evenly spaced, no farther apart than that, and go on past its end.
+    """
     side = WINDOW_SIDE // patch
+    if closed:
+        length = min(side, tokens)
+        count = -(-tokens // max(1, length // 2))
+        return _Windows(tuple(i * tokens // count for i in range(count)), length)
     if tokens <= side:
         return _Windows((0,), tokens)
     return _Windows((*range(0, tokens - side, side // 2), tokens - side), side)
@@ -179,7 +212,7 @@ class _HannMean:
         top, left = place
         if top != self._top:
             self._settle(top - self._top)
-        here = slice(left, left + tokens.shape[1])
+        here = np.arange(left, left + tokens.shape[1]) % self._sum.shape[1]
         self._sum[:, here] += tokens * self._weight
         self._total[:, here] += self._weight
 

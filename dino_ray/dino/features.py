@@ -26,13 +26,17 @@ class FeatureLevel:
     y0: float
     dx: float
     dy: float
+    closed: bool = False
+    """After the last column comes the first: ``cols * dx`` is the source's width."""
 
     @property
     def dim(self) -> int:
         return int(self.tokens.shape[2])
 
     def sample(self, xs: NDArray[np.float64], ys: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Tokens at the lattice ``ys`` by ``xs`` (source_px), bilinear; beyond the outermost centres, those.
+        """Tokens at the lattice ``ys`` by ``xs`` (source_px), bilinear.
+
+        Beyond the outermost centres those are repeated, but for the columns of a closed level, which come again.
 
         Returns
         -------
@@ -40,7 +44,7 @@ class FeatureLevel:
         """
         rows, cols, _ = self.tokens.shape
         top, bottom, fy = _neighbours((ys - self.y0) / self.dy, rows)
-        left, right, fx = _neighbours((xs - self.x0) / self.dx, cols)
+        left, right, fx = _neighbours((xs - self.x0) / self.dx, cols, self.closed)
         # Only the lattice's own part of the map is touched and widened: maps may be gigabytes.
         upper = _between(self.tokens, top, left, right, fx)
         lower = _between(self.tokens, bottom, left, right, fx)
@@ -73,7 +77,8 @@ class FeatureMap:
         Parameters
         ----------
         x, y, w, h
-            The window in source_px, continuous; beyond the source its outermost tokens repeat.
+            The window in source_px, continuous; beyond the source its outermost tokens repeat, or, to the left
+            and the right of one that closes on itself, its tokens go on.
         rows, cols
             Token (r, c) is sampled at ``(x + (c + 0.5) / cols * w, y + (r + 0.5) / rows * h)``.
 
@@ -91,14 +96,19 @@ class FeatureMap:
         digest = hashlib.sha256(f"{self.model} {self.width} {self.height}".encode())
         for level in (self.coarse, self.fine):
             digest.update(f" {level.tokens.shape} {level.x0} {level.y0} {level.dx} {level.dy} ".encode())
+            digest.update(b"closed " if level.closed else b"")
             digest.update(np.ascontiguousarray(level.tokens).data)
         return digest.hexdigest()
 
 
 def _neighbours(
-    position: NDArray[np.float64], length: int
+    position: NDArray[np.float64], length: int, closed: bool = False
 ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
     """The indices on either side of each lattice ``position`` and the way from the first to the second."""
+    if closed:
+        below = np.floor(position)
+        low = below.astype(np.intp)
+        return low % length, (low + 1) % length, (position - below).astype(np.float32)
     clamped = np.clip(position, 0, length - 1)
     low = np.floor(clamped).astype(np.intp)
     return low, np.minimum(low + 1, length - 1), (clamped - low).astype(np.float32)

@@ -12,7 +12,10 @@ from numpy.typing import NDArray
 from dino_ray.plan.geometry import Rect
 
 Read = Callable[[Rect], NDArray[np.float32]]
-"""Reads a window (source_px; it may stick out, edges are replicated) as (h, w, 3) RGB in [0, 1]."""
+"""Reads a window (source_px) as (h, w, 3) RGB in [0, 1].
+
+It may stick out: edges are replicated, but for the left and the right one of a closed source, where it goes on.
+"""
 
 READ_SIDE = 1024
 """No read is larger than this on a side: 12 MiB of float32 RGB."""
@@ -33,14 +36,21 @@ class Resized:
     source_height: int
     width: int
     height: int
+    closed: bool = False
+    """The source closes on itself in x, and so does ``read``; then so does what is made of it."""
 
     def window(self, rect: Rect) -> NDArray[np.float32]:
-        """(rect.h, rect.w, 3) in [0, 1]; ``rect`` in px of the resized image, edges replicated beyond it."""
+        """(rect.h, rect.w, 3) in [0, 1]; ``rect`` in px of the resized image.
+
+        Beyond it edges are replicated, or, to the left and the right of a closed one, it goes on.
+        """
         if (self.width, self.height) == (self.source_width, self.source_height):
             return self.read(rect)
-        xs = np.clip(np.arange(rect.x, rect.x + rect.w), 0, self.width - 1)
+        xs = np.arange(rect.x, rect.x + rect.w)
+        if not self.closed:
+            xs = np.clip(xs, 0, self.width - 1)
         ys = np.clip(np.arange(rect.y, rect.y + rect.h), 0, self.height - 1)
-        columns = _taps(xs, self.width, self.source_width)
+        columns = _taps(xs, self.width, self.source_width, self.closed)
         rows = _taps(ys, self.height, self.source_height)
         out = np.zeros((rect.h, rect.w, 3), np.float32)
         for top, bottom in _blocks(rows):
@@ -70,7 +80,7 @@ class _Taps:
         return dense
 
 
-def _taps(outputs: NDArray[np.int64], length: int, source_length: int) -> _Taps:
+def _taps(outputs: NDArray[np.int64], length: int, source_length: int, closed: bool = False) -> _Taps:
     ratio = source_length / length
     stretch = max(
         1.0, ratio
@@ -79,7 +89,8 @@ def _taps(outputs: NDArray[np.int64], length: int, source_length: int) -> _Taps:
     first = np.floor(centre - 2 * stretch).astype(np.int64)
     index = first[:, None] + np.arange(int(np.ceil(4 * stretch)) + 2)
     weight = _cubic((index + 0.5 - centre[:, None]) / stretch)
-    weight[(index < 0) | (index >= source_length)] = 0
+    if not closed:
+        weight[(index < 0) | (index >= source_length)] = 0
     weight /= weight.sum(axis=1, keepdims=True)
     return _Taps(index, weight.astype(np.float32))
 
