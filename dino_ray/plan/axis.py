@@ -13,6 +13,11 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import itemgetter
+
+
+_start, _stop = itemgetter(0), itemgetter(1)
+"""The two ends of a ramp."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +102,12 @@ class Axis:
 
         On a closed axis they may begin below 0, with the last ones as they reach in from the left.
         """
-        seams = range(-self.n_tiles if self.closed else 0, len(self.ramps))
-        first = bisect_right(seams, lo, key=lambda i: self.ramp(i)[1])
-        last = bisect_left(seams, hi, key=lambda i: self.ramp(i)[0])
-        return range(seams.start + first, seams.start + last + 1)
+        first = bisect_right(self.ramps, lo, key=_stop)
+        last = bisect_left(self.ramps, hi, key=_start)
+        if self.closed:  # less the seams, one turn back, that are still to come
+            first -= self.n_tiles - bisect_right(self.ramps, lo + self.length, key=_stop)
+            last -= self.n_tiles - bisect_left(self.ramps, hi + self.length, key=_start)
+        return range(first, last + 1)
 
     def cells_in(self, lo: int, hi: int) -> tuple[int, ...]:
         """The cells that share a pixel with ``[lo, hi)``, a support, in ascending order."""

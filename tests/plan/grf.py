@@ -3,7 +3,8 @@
 The clean image is a stationary Gaussian random field of known power spectrum S, where white noise has 1. Seen
 at noise level sigma as ``x = (1 - sigma) x0 + sigma noise``, its posterior mean is the Wiener filter
 ``(1 - sigma) S / ((1 - sigma)² S + sigma²)`` of x, taken in the Fourier domain. A window is continued by its
-mirror image on all sides: this model's guess at the world beyond its tile.
+mirror image on all sides: this model's guess at the world beyond its tile. (That of a whole panorama goes on
+around it instead.)
 
 With it seams can be measured rather than looked at: tile by tile and merged, against one pass over the whole
 image. It needs torch, numpy and ``dino_ray`` alone, so any test may use it.
@@ -12,6 +13,7 @@ image. It needs torch, numpy and ``dino_ray`` alone, so any test may use it.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,7 +21,7 @@ import torch
 from torch import Tensor
 
 from dino_ray.diffusion.denoiser import Conditioning, Description
-from dino_ray.plan.geometry import Grid
+from dino_ray.plan.geometry import Axis, Grid
 
 AMPLITUDE = 0.1
 """Pixel values, of 1, per standard deviation: mid-grey is five of them from black and from white."""
@@ -53,12 +55,16 @@ def frequencies(h: int, w: int) -> Tensor:
     return torch.hypot(torch.fft.fftfreq(h)[:, None], torch.fft.rfftfreq(w)[None, :])
 
 
-def make_field(size: int, seed: int, spectrum: Spectrum = Spectrum()) -> np.ndarray:
-    """A sample of the field as an image: uint16 (size, size, 3), its channels independent."""
-    white = np.random.default_rng(seed).standard_normal((3, 2 * size, 2 * size), np.float32)
-    power = spectrum(frequencies(2 * size, 2 * size))
+def make_field(size: int, seed: int, spectrum: Spectrum = Spectrum(), *, closed: bool = False) -> np.ndarray:
+    """A sample of the field as an image: uint16 (size, size, 3), its channels independent.
+
+    ``closed``: its left edge goes on where its right one ends.
+    """
     # Drawn on a torus of twice the size, so that opposite borders of the image have nothing in common.
-    torus = torch.fft.irfft2(torch.fft.rfft2(torch.from_numpy(white)) * power.sqrt())
+    h, w = 2 * size, size if closed else 2 * size
+    white = np.random.default_rng(seed).standard_normal((3, h, w), np.float32)
+    power = spectrum(frequencies(h, w))
+    torus = torch.fft.irfft2(torch.fft.rfft2(torch.from_numpy(white)) * power.sqrt(), s=(h, w))
     return to_uint16(torus[:, :size, :size] * AMPLITUDE + 0.5)
 
 
@@ -80,6 +86,8 @@ class GrfDenoiser:
     overlap: int = 16
     noise_per_tile: bool = False
     """Start from noise of the tile's own instead of the noise that it is given: what seams come from."""
+    closed: bool = False
+    """Windows close on themselves in x, as the whole of a closed image does."""
     spectrum: Spectrum = field(default_factory=Spectrum)
 
     @property
@@ -118,40 +126,54 @@ class GrfDenoiser:
 
     def predict(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         h, w = x.shape[-2:]
-        power = self.spectrum(frequencies(2 * h, 2 * w))
+        continued = torch.cat([x, x.flip(-2)], -2)
+        if not self.closed:
+            continued = torch.cat([continued, continued.flip(-1)], -1)
+        size = continued.shape[-2:]
+        power = self.spectrum(frequencies(*size))
         gain = (1 - sigma) * power / ((1 - sigma) ** 2 * power + sigma**2)
-        mirrored = torch.cat([x, x.flip(-1)], -1)
-        mirrored = torch.cat([mirrored, mirrored.flip(-2)], -2)
-        filtered: Tensor = torch.fft.irfft2(torch.fft.rfft2(mirrored) * gain, s=(2 * h, 2 * w))
+        filtered: Tensor = torch.fft.irfft2(torch.fft.rfft2(continued) * gain, s=size)
         return filtered[..., :h, :w]
 
 
-def high_pass_energy(image: np.ndarray) -> np.ndarray:
-    """The squared Laplacian of (H, W, C), summed over channels; (H, W), zero on the outermost pixels."""
+def high_pass_energy(image: np.ndarray, *, closed: bool = False) -> np.ndarray:
+    """The squared Laplacian of (H, W, C), summed over channels; (H, W), zero on the outermost pixels.
+
+    ``closed``: there are no outermost columns.
+    """
     x = image.astype(np.float64)
+    if closed:
+        x = np.concatenate([x[:, -1:], x, x[:, :1]], axis=1)
     energy = np.zeros(x.shape[:2])
     laplacian = x[:-2, 1:-1] + x[2:, 1:-1] + x[1:-1, :-2] + x[1:-1, 2:] - 4 * x[1:-1, 1:-1]
     energy[1:-1, 1:-1] = (laplacian**2).sum(-1)
-    return energy
+    return energy[:, 1:-1] if closed else energy
 
 
 def seam_mask(grid: Grid) -> np.ndarray:
     """Boolean (height, width): the middle half of every ramp, where both tiles have their say."""
-
-    def bands(length: int, ramps: tuple[tuple[int, int], ...]) -> np.ndarray:
-        inside = np.zeros(length, bool)
-        for start, stop in ramps:
-            quarter = (stop - start) // 4
-            inside[start + quarter : stop - quarter] = True
-        return inside
-
-    across = bands(grid.width, grid.xs.ramps)
-    down = bands(grid.height, grid.ys.ramps)
+    across, down = (_bands(axis, range(len(axis.ramps))) for axis in (grid.xs, grid.ys))
     mask: np.ndarray = across[None, :] | down[:, None]
     return mask
 
 
-def seam_energy_ratio(mosaic: np.ndarray, whole: np.ndarray, grid: Grid) -> float:
-    """High-pass energy of ``mosaic`` along the seams of ``grid``, over that of ``whole`` there."""
-    mask = seam_mask(grid)
-    return float(high_pass_energy(mosaic)[mask].sum() / high_pass_energy(whole)[mask].sum())
+def meridian_mask(grid: Grid, seam: int) -> np.ndarray:
+    """Boolean (height, width): the part of ``seam_mask`` along one vertical seam."""
+    return np.broadcast_to(_bands(grid.xs, [seam]), (grid.height, grid.width))
+
+
+def _bands(axis: Axis, seams: Iterable[int]) -> np.ndarray:
+    inside = np.zeros(axis.length, bool)
+    for start, stop in map(axis.ramp, seams):
+        quarter = (stop - start) // 4
+        inside[np.arange(start + quarter, stop - quarter) % axis.length] = True
+    return inside
+
+
+def seam_energy_ratio(
+    mosaic: np.ndarray, whole: np.ndarray, grid: Grid, mask: np.ndarray | None = None
+) -> float:
+    """High-pass energy of ``mosaic`` over that of ``whole``, along the seams of ``grid`` or within ``mask``."""
+    mask = seam_mask(grid) if mask is None else mask
+    of_mosaic, of_whole = (high_pass_energy(image, closed=grid.wrap)[mask] for image in (mosaic, whole))
+    return float(of_mosaic.sum() / of_whole.sum())

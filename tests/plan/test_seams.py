@@ -16,6 +16,7 @@ from grf import (
     from_uint16,
     high_pass_energy,
     make_field,
+    meridian_mask,
     seam_energy_ratio,
     seam_mask,
     to_uint16,
@@ -30,6 +31,8 @@ TILE = 128
 STEPS = 4
 SEED = 7
 
+log = logging.getLogger(__name__)
+
 
 def canvas_side(overlap: int) -> int:
     """Four tiles a side at exactly this overlap."""
@@ -37,13 +40,16 @@ def canvas_side(overlap: int) -> int:
 
 
 @cache
-def image_of(side: int) -> np.ndarray:
-    return make_field(side, seed=1)
+def image_of(side: int, closed: bool = False) -> np.ndarray:
+    return make_field(side, seed=1, closed=closed)
 
 
-def refine(denoiser: GrfDenoiser, rect: Rect, image: np.ndarray, denoise: float) -> np.ndarray:
-    noise = torch.from_numpy(field(SEED, 3, rect))[None]
-    x = denoiser.noised(denoiser.encode(from_uint16(image[rect.slices])), noise, denoise)
+def refine(
+    denoiser: GrfDenoiser, rect: Rect, image: np.ndarray, denoise: float, period: int | None = None
+) -> np.ndarray:
+    noise = torch.from_numpy(field(SEED, 3, rect, period))[None]
+    window = image[rect.y : rect.y1, np.arange(rect.x, rect.x1) % image.shape[1]]
+    x = denoiser.noised(denoiser.encode(from_uint16(window)), noise, denoise)
     for sigma, to in pairwise(denoiser.sigmas(denoise, STEPS, (rect.h, rect.w)).tolist()):
         x0 = denoiser.predict(x, sigma, Conditioning())
         x = x0 + to / sigma * (x - x0)
@@ -51,13 +57,16 @@ def refine(denoiser: GrfDenoiser, rect: Rect, image: np.ndarray, denoise: float)
 
 
 @cache
-def whole_pass(side: int, denoise: float) -> np.ndarray:
-    return refine(GrfDenoiser(), Rect(0, 0, side, side), image_of(side), denoise)
+def whole_pass(side: int, denoise: float, closed: bool = False) -> np.ndarray:
+    whole = Rect(0, 0, side, side)
+    return refine(
+        GrfDenoiser(closed=closed), whole, image_of(side, closed), denoise, side if closed else None
+    )
 
 
-def mosaic(denoiser: GrfDenoiser, grid: Grid, denoise: float) -> np.ndarray:
-    image = image_of(grid.width)
-    tiles = {i: refine(denoiser, grid.tile_rect(i), image, denoise) for i in range(grid.n_tiles)}
+def mosaic(denoiser: GrfDenoiser, grid: Grid, denoise: float, noise_closes: bool = True) -> np.ndarray:
+    image, period = image_of(grid.width, grid.wrap), grid.xs.period if noise_closes else None
+    tiles = {i: refine(denoiser, grid.tile_rect(i), image, denoise, period) for i in range(grid.n_tiles)}
     canvas = np.zeros_like(image)
     for j in range(grid.n_cells):
         canvas[grid.cell_rect(j).slices] = blend(grid, j, tiles)
@@ -73,12 +82,38 @@ def test_noise_of_the_place_leaves_no_seams_and_noise_of_the_tile_does(denoise: 
     whole = whole_pass(side, denoise)
     of_place = seam_energy_ratio(mosaic(GrfDenoiser(), grid, denoise), whole, grid)
     of_tile = seam_energy_ratio(mosaic(GrfDenoiser(noise_per_tile=True), grid, denoise), whole, grid)
-    logging.getLogger(__name__).info(
+    log.info(
         "denoise %.1f, overlap %d: energy along seams, noise of the place %+.3f %%, of the tile %+.1f %%",
         *(denoise, overlap, 100 * (of_place - 1), 100 * (of_tile - 1)),
     )
     assert abs(of_place - 1) < 0.005
     assert of_tile < 0.75
+
+
+@pytest.mark.parametrize("overlap", [16, 32, 64])
+@pytest.mark.parametrize("denoise", [0.3, 0.6, 0.9])
+def test_the_seam_at_180_degrees_is_as_good_as_any_other(denoise: float, overlap: int) -> None:
+    side = 4 * (TILE - overlap)  # four tiles around at exactly this overlap
+    grid = make_grid(side, side, tile=TILE, overlap=overlap, multiple=16, wrap=True)
+    assert (grid.xs.n_tiles, len(grid.xs.ramps)) == (4, 4)
+    whole = whole_pass(side, denoise, closed=True)
+    merged = mosaic(GrfDenoiser(), grid, denoise)
+    kept = [seam_energy_ratio(merged, whole, grid, meridian_mask(grid, seam)) for seam in range(4)]
+    log.info(
+        "denoise %.1f, overlap %d: energy along the meridians' seams %s %%, that at 180° last",
+        *(denoise, overlap, ", ".join(f"{100 * (ratio - 1):+.3f}" for ratio in kept)),
+    )
+    assert all(abs(ratio - 1) < 0.005 for ratio in kept)
+
+
+def test_noise_that_does_not_close_would_show_at_180_degrees_alone() -> None:
+    side = 4 * (TILE - 32)
+    grid = make_grid(side, side, tile=TILE, overlap=32, multiple=16, wrap=True)
+    whole = whole_pass(side, 0.6, closed=True)
+    merged = mosaic(GrfDenoiser(), grid, 0.6, noise_closes=False)
+    *others, last = [seam_energy_ratio(merged, whole, grid, meridian_mask(grid, seam)) for seam in range(4)]
+    assert all(abs(ratio - 1) < 0.005 for ratio in others)
+    assert last < 0.75
 
 
 def test_away_from_the_seams_noise_of_the_tile_has_its_full_energy() -> None:
