@@ -6,18 +6,28 @@ stores its rows. Nothing here decodes more than a header; pixels flow when someo
 
 from __future__ import annotations
 
-import os
-import warnings
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import PIL.Image
+import numpy as np
+import numpy.typing as npt
 import pyvips
 
 from dino_ray.errors import UsageError
+from dino_ray.raster import colour, samples, tiff_layout, whole
+from dino_ray.raster.info import AS_IS, ReadOptions
+from dino_ray.raster.inputs import Input, open_input
+from dino_ray.raster.metadata import Metadata
+from dino_ray.raster.metadata import read as read_metadata
+from dino_ray.raster.rows import decoded_bands
+from dino_ray.raster.samples import Span
 from dino_ray.raster.store import Depth
-from dino_ray.raster.vips import VipsImage, one_line, overhear
+from dino_ray.raster.tiff_layout import TiffLayout
+from dino_ray.raster.vips import VipsImage, field, loader, one_line, overhear
+from dino_ray.raster.wide_tiff import WideTiff
 
 _MM_PER_INCH = 25.4
 _PNG_UNSTATED_XRES = 2.834  # px/mm: 72 dpi, cut short
@@ -43,28 +53,73 @@ _LOADERS = {
 _MAX_PIXELS_PER_BYTE = 16_384
 _ALWAYS_PLAUSIBLE_PIXELS = 2**28
 
-# Interpretations by libvips that are plain already, by their number of colour bands.
-_COLOUR_BANDS = {"b-w": 1, "grey16": 1, "srgb": 3, "rgb": 3, "rgb16": 3}
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _DEPTHS: dict[str, Depth] = {"uchar": "uint8", "ushort": "uint16"}
+# Samples that are brought to 16 bits once it is known what they span: numpy's name for them, and ours.
+_SCALED = {
+    "char": ("int8", "signed 8-bit"),
+    "short": ("int16", "signed 16-bit"),
+    "int": ("int32", "signed 32-bit"),
+    "uint": ("uint32", "32-bit"),
+    "float": ("float32", "floating-point"),
+    "double": ("float64", "floating-point"),
+}
+
+# Decoded, for measuring, in bands of about so much.
+_MEASURED_BYTES = 8 * 2**20
+
+RawBands = Callable[[], Generator[npt.NDArray[Any], None, None]]
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A file whose header was read.
+    """A file whose header was read; close it when done.
 
-    ``image`` yields rows as the file stores them; ``orientation`` is the EXIF number (1 to 8) of the turn
-    that shows it upright. All numbers are of the stored rows, before that turn. ``notes`` say what of the
-    file is not taken as it is.
+    Attributes
+    ----------
+    input
+        Where its bytes come from.
+    image
+        Plain; yields rows as the file stores them.
+    orientation
+        The EXIF number (1 to 8) of the turn that shows them upright; all else is of before that turn.
+    bands, dtype, icc, dpi, metadata
+        As in `SourceInfo`.
+    notes
+        What of the file is not taken as it is.
+    unmeasured
+        For samples that need scaling: their bands of rows, from which `samples.measure` finds the span with which
+        to open the file again. Until then ``image`` has the right form and the wrong values.
+    kind
+        What such samples are called.
+    untouched
+        Whether libvips gives these pixels right from the file, with nothing to convert.
+    tiff
+        The layout of a TIFF.
     """
 
+    input: Input
     image: VipsImage
     orientation: int
     bands: int
     dtype: Depth
     icc: bytes | None
     dpi: tuple[float, float] | None
+    metadata: Metadata
     notes: tuple[str, ...]
+    unmeasured: RawBands | None
+    kind: str
+    untouched: bool
+    tiff: TiffLayout | None
+
+    @property
+    def alpha(self) -> bool:
+        """Whether the last band is alpha."""
+        return self.bands in (2, 4)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self.input.close()
 
 
 def readable_formats() -> list[str]:
@@ -72,162 +127,182 @@ def readable_formats() -> list[str]:
     return [name for loader, name in _LOADERS.items() if pyvips.type_find("VipsOperation", loader)]
 
 
-def open_image(path: str | Path) -> Opened:
+def open_image(
+    path: str | Path,
+    options: ReadOptions = AS_IS,
+    span: Span | None = None,
+    access: str = "sequential",
+) -> Opened:
     """Read the header of an image file and set up its conversion to a plain form.
+
+    Parameters
+    ----------
+    path
+        A local path or an fsspec URL.
+    span
+        What becomes black and white, for samples that are not 8 or 16 unsigned bits.
+    access
+        "sequential", or "random" for windows of a tiled file.
 
     Raises
     ------
     UsageError
-        If the path is no file, is empty, is no image that libvips reads here, or holds samples that have no
-        plain form (floating point, signed, more than four bands).
+        If there is no such file, it is no image that libvips reads here, is cut short, has not that page,
+        cannot hold what it claims, or has samples or bands that have no plain form.
     """
-    size = _check_file(path)
-    with overhear() as heard:
-        try:
-            image = _load(path, fail_on="error")
-            if _loader(image).startswith("tiff"):
-                # Tiles that end early are read as far as they go on any other level.
-                image = _load(path, fail_on="warning")
-                _check_colours_of_tiff(path)
-            plain, notes = _plain(path, image)
-        except pyvips.Error as error:
-            raise _unreadable(path, one_line(error, heard)) from error
-    _check_plausible(path, image, size)
-    icc, icc_notes = _icc(plain)
-    orientation = _field(image, "orientation", 1)
+    file = open_input(path)
+    try:
+        with overhear() as heard:
+            try:
+                return _opened(file, options, span, access)
+            except pyvips.Error as error:
+                failure = file.failure()
+                raise failure or _unreadable(file, one_line(error, heard)) from error
+    except BaseException:
+        file.close()
+        raise
+
+
+def _opened(file: Input, options: ReadOptions, span: Span | None, access: str) -> Opened:
+    is_tiff = _is_tiff(file)
+    page = (options.page or 1) - 1
+    tiff = _tiff_layout(file, page) if is_tiff else None
+    if tiff is not None:
+        _check_page(file, options, tiff.pages)
+        _check_tiff(file, tiff)
+    if tiff is not None and tiff.wide:
+        file = WideTiff(file, page, span)
+    # Tiles of a TIFF that end early are read as far as they go on any other level.
+    fail_on = "warning" if is_tiff else "error"
+    image = _load(file, access, fail_on)
+    pages = field(image, "n-pages", 1) if tiff is None else tiff.pages
+    _check_page(file, options, pages)
+    if page and not isinstance(file, WideTiff):
+        image = _load(file, access, fail_on, page=page)
+    _check_plausible(file, image)
+    whole.check_memory(image, file.shown)
+    even, kind, unmeasured = _sixteen_bits(file, image, span)
+    plain = colour.plain(even, file.shown, options.to_srgb)
+    orientation = field(image, "orientation", 1)
     return Opened(
-        image=plain,
+        input=file,
+        image=plain.image,
         orientation=orientation if 1 <= orientation <= 8 else 1,
-        bands=plain.bands,
-        dtype=_DEPTHS[plain.format],
-        icc=icc,
+        bands=plain.image.bands,
+        dtype=_DEPTHS[plain.image.format],
+        icc=plain.icc,
         dpi=_dpi(image),
-        notes=(*_page_notes(image), *notes, *icc_notes),
+        metadata=read_metadata(image),
+        notes=(*_page_notes(pages, tiff, options), *plain.notes),
+        unmeasured=unmeasured,
+        kind=kind,
+        untouched=plain.image is image,
+        tiff=tiff,
     )
 
 
-def _check_colours_of_tiff(path: str | Path) -> None:
-    """Refuse the TIFFs whose luma and chroma libvips would hand out as red, green and blue.
-
-    It converts YCbCr where JPEG compression has libtiff do it, and else takes it for RGB; Pillow's header tells.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd tags, and of sizes that are nothing here
-            with PIL.Image.open(path) as header:
-                mode = header.mode
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError):
-        return  # what Pillow does not know, or finds too large to look at, libvips reads
-    if mode == "YCbCr":
-        raise UsageError(f"{path}: has YCbCr samples without JPEG compression; convert it to RGB first")
+def _load(file: Input, access: str, fail_on: str, **options: Any) -> VipsImage:
+    # Errors of earlier files that nobody collected would be told as this one's.
+    pyvips.vips_lib.vips_error_clear()
+    return pyvips.Image.new_from_source(file.vips_source(), "", access=access, fail_on=fail_on, **options)
 
 
-def _unreadable(path: str | Path, reason: str) -> UsageError:
+def _is_tiff(file: Input) -> bool:
+    with closing(file.stream()) as stream:
+        return stream.read(4) in _TIFF_MAGIC
+
+
+def _tiff_layout(file: Input, page: int) -> TiffLayout | None:
+    with closing(file.stream()) as stream:
+        if not stream.seekable():
+            raise UsageError(
+                f"{file.shown}: its server sends whole files only, and a TIFF is read in parts; download it first"
+            )
+        return tiff_layout.read(stream, file.size, page)
+
+
+def _check_page(file: Input, options: ReadOptions, pages: int) -> None:
+    if options.page is not None and not 1 <= options.page <= pages:
+        has = "1 page" if pages == 1 else f"{pages:,} pages"
+        raise UsageError(f"--page {options.page}: {file.shown} has {has}; name one of them, counted from 1")
+
+
+def _check_tiff(file: Input, tiff: TiffLayout) -> None:
+    """Refuse what libvips would read wrongly, or read for long before it finds the end missing."""
+    if tiff.raw_luma_chroma:
+        # It converts YCbCr where JPEG compression has libtiff do it, and else takes it for RGB.
+        raise UsageError(f"{file.shown}: has YCbCr samples without JPEG compression; convert it to RGB first")
+    if tiff.beyond:
+        raise UsageError(
+            f"{file.shown}: is truncated: {tiff.beyond:,} bytes are missing at its end; get a whole copy"
+        )
+    if tiff.missing:
+        raise UsageError(
+            f"{file.shown}: {tiff.missing:,} of its strips or tiles were never written; fill them first"
+        )
+
+
+def _unreadable(file: Input, reason: str) -> UsageError:
     if "known format" not in reason:
         return UsageError(
-            f"{path}: cannot be opened as an image ({reason}); it is truncated, damaged or of a rare kind: "
+            f"{file.shown}: cannot be opened as an image ({reason}); it is truncated, damaged or of a rare kind: "
             "get a whole copy or convert it"
         )
     # A TIFF that lost its end often lost its directory too, and libvips no longer takes it for one.
-    with open(path, "rb") as file:
-        if file.read(4) in _TIFF_MAGIC:
-            return UsageError(f"{path}: is a truncated TIFF; get a whole copy")
+    if _is_tiff(file):
+        return UsageError(f"{file.shown}: is a truncated TIFF; get a whole copy")
     known = ", ".join(readable_formats())
-    return UsageError(f"{path}: not an image in a format that can be read here ({known}); convert it")
+    return UsageError(f"{file.shown}: not an image in a format that can be read here ({known}); convert it")
 
 
-def _load(path: str | Path, fail_on: str) -> VipsImage:
-    # Errors of earlier files that nobody collected would be told as this one's.
-    pyvips.vips_lib.vips_error_clear()
-    # As a source, because libvips takes "[...]" at the end of a file name for options.
-    source = pyvips.Source.new_from_file(os.fsencode(path))
-    return pyvips.Image.new_from_source(source, "", access="sequential", fail_on=fail_on)
-
-
-def _loader(image: VipsImage) -> str:
-    return str(_field(image, "vips-loader", ""))
-
-
-def _check_file(path: str | Path) -> int:
-    """Size in bytes of a file that is there, is a regular file, may be read and is not empty."""
-    file = Path(path)
-    try:
-        if file.is_dir():
-            raise UsageError(f"{path}: is a folder; name an image file")
-        size = file.stat().st_size
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    if not file.is_file():
-        raise UsageError(f"{path}: is not a regular file; save the image to a file first")
-    if not os.access(file, os.R_OK):
-        raise UsageError(f"{path}: may not be read; check its permissions")
-    if size == 0:
-        raise UsageError(f"{path}: is empty (0 bytes); name an image file")
-    return size
-
-
-def _field(image: VipsImage, name: str, default: Any) -> Any:
-    return image.get(name) if image.get_typeof(name) else default
-
-
-def _check_plausible(path: str | Path, image: VipsImage, size: int) -> None:
-    claimed = image.width * image.height
-    vector = _loader(image).startswith("svg")
-    if not vector and claimed > max(_ALWAYS_PLAUSIBLE_PIXELS, size * _MAX_PIXELS_PER_BYTE):
+def _check_plausible(file: Input, image: VipsImage) -> None:
+    claimed, size = image.width * image.height, file.size
+    vector = loader(image).startswith("svg")
+    if size is None or vector:
+        return
+    if claimed > max(_ALWAYS_PLAUSIBLE_PIXELS, size * _MAX_PIXELS_PER_BYTE):
         raise UsageError(
-            f"{path}: claims {image.width:,} × {image.height:,} pixels in {size:,} bytes, more than such a "
+            f"{file.shown}: claims {image.width:,} × {image.height:,} pixels in {size:,} bytes, more than such a "
             "file can hold; it is truncated or made to exhaust memory: get a whole copy"
         )
 
 
-def _page_notes(image: VipsImage) -> tuple[str, ...]:
-    pages = _field(image, "n-pages", 1)
-    return (f"has {pages} pages or frames; the first is taken",) if pages > 1 else ()
+def _sixteen_bits(file: Input, image: VipsImage, span: Span | None) -> tuple[VipsImage, str, RawBands | None]:
+    """An image of 8 or 16 unsigned bits, what its samples were, and how to measure them if that must be done."""
+    if isinstance(file, WideTiff):
+        return image, file.kind, None if span else file.bands
+    if image.format in _DEPTHS:
+        return image, "", None
+    if image.format not in _SCALED or image.interpretation == "cmyk":
+        raise UsageError(
+            f"{file.shown}: has {image.interpretation} samples of type {image.format}, which are not taken: "
+            "convert it first, for example to a 16-bit TIFF"
+        )
+    dtype, kind = _SCALED[image.format]
+    alpha = image.bands > colour.colour_bands(image, file.shown)
+
+    def bands() -> Generator[npt.NDArray[Any], None, None]:
+        rows = max(1, _MEASURED_BYTES // (image.width * image.bands * np.dtype(dtype).itemsize))
+        heights = [min(rows, image.height - y) for y in range(0, image.height, rows)]
+        return decoded_bands(image, dtype, heights)
+
+    return samples.scaled(image, span or samples.UNIT, alpha), kind, None if span else bands
+
+
+def _page_notes(pages: int, tiff: TiffLayout | None, options: ReadOptions) -> tuple[str, ...]:
+    if options.page is not None:
+        return ()
+    # Reduced copies of a page are a pyramid's levels, nobody's second picture.
+    pages = pages if tiff is None else tiff.full_pages
+    return (f"has {pages} pages or frames; the first is taken (--page takes another)",) if pages > 1 else ()
 
 
 def _dpi(image: VipsImage) -> tuple[float, float] | None:
     """Dots per inch along stored columns and rows, or None where the file does not say."""
     # libvips makes up a resolution for files without one. It notes the unit of those that have one, except
     # for PNG, where the unit is fixed and the made-up number is known.
-    png = _loader(image).startswith("png")
+    png = loader(image).startswith("png")
     stated = image.xres != _PNG_UNSTATED_XRES if png else image.get_typeof("resolution-unit") != 0
     if not stated or image.xres <= 0 or image.yres <= 0:
         return None
     return (image.xres * _MM_PER_INCH, image.yres * _MM_PER_INCH)
-
-
-def _plain(path: str | Path, image: VipsImage) -> tuple[VipsImage, tuple[str, ...]]:
-    """Convert CMYK through its profile, refuse what has no plain form, and say what was done."""
-    if image.format not in _DEPTHS:
-        raise UsageError(
-            f"{path}: has samples of type {image.format}; only 8 and 16 bits unsigned are taken: convert it "
-            "first, for example to a 16-bit TIFF"
-        )
-    notes: tuple[str, ...] = ()
-    if image.interpretation == "cmyk":
-        depth = 16 if image.format == "ushort" else 8
-        # Files without a usable profile get libvips' own generic press profile.
-        image = image.icc_transform("srgb", embedded=True, input_profile="cmyk", depth=depth)
-        notes = ("is CMYK; converted to sRGB through its profile",)
-    colour_bands = _COLOUR_BANDS.get(image.interpretation)
-    if colour_bands is None or image.bands - colour_bands not in (0, 1):
-        raise UsageError(
-            f"{path}: has {image.bands} bands of kind {image.interpretation}; only grey and RGB, each with "
-            "or without alpha, are taken: convert it first"
-        )
-    return image, notes
-
-
-def _icc(image: VipsImage) -> tuple[bytes | None, tuple[str, ...]]:
-    """The colour profile, if it describes the bands that the image has."""
-    profile = _field(image, "icc-profile-data", None)
-    if profile is None:
-        return None, ()
-    data = bytes(profile)
-    # ICC.1:2022, 7.2: bytes 16 to 19 of the header are the data colour space.
-    expected = b"GRAY" if image.bands <= 2 else b"RGB "
-    if data[16:20] != expected:
-        return None, (f"has a colour profile that is not for {expected.decode().strip()} pixels; left out",)
-    return data, ()

@@ -17,14 +17,15 @@ import numpy as np
 import numpy.typing as npt
 import pyvips
 
-from dino_ray.raster.store import Depth, Pixels
 from dino_ray.raster.vips import VipsImage
 
 _STOPPED = -1  # what a write callback answers to make libvips give up
 _POLL_S = 0.05
 
 
-def decoded_bands(image: VipsImage, dtype: Depth, heights: Sequence[int]) -> Generator[Pixels, None, None]:
+def decoded_bands(
+    image: VipsImage, dtype: str, heights: Sequence[int]
+) -> Generator[npt.NDArray[Any], None, None]:
     """Rows of an image from top to bottom, cut into bands of the given heights.
 
     At most three bands are alive: one with the caller, one waiting, one being filled. Close the iterator to
@@ -39,7 +40,7 @@ def decoded_bands(image: VipsImage, dtype: Depth, heights: Sequence[int]) -> Gen
 
     Yields
     ------
-    ndarray (height, image.width, image.bands)
+    ndarray (height, image.width, image.bands) of ``dtype``
 
     Raises
     ------

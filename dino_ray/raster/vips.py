@@ -7,9 +7,25 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import pyvips
+
 VipsImage = Any  # pyvips has no types
 
 _PREFIX = "VIPS: "
+
+# libvips keeps its last hundred operations, in case they come again; none does here, and what they hold on to
+# are the tile caches of files long done with (150 against 20 MB after 100 windows of a tiled TIFF).
+pyvips.cache_set_max(0)
+
+
+def field(image: VipsImage, name: str, default: Any) -> Any:
+    """A field of an image's header, or what stands for one that is not there."""
+    return image.get(name) if image.get_typeof(name) else default
+
+
+def loader(image: VipsImage) -> str:
+    """Name of the operation that reads an image's file."""
+    return str(field(image, "vips-loader", ""))
 
 
 def one_line(error: BaseException, heard: Sequence[str] = ()) -> str:

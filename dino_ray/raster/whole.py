@@ -1,0 +1,99 @@
+"""Files that cannot be decoded by rows: what that takes, and whether this machine has it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from dino_ray.errors import UsageError
+from dino_ray.raster.vips import VipsImage, field, loader
+
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP_LIMITS = (  # limit and use, of control groups v2 and v1
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (
+        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ),
+)
+
+_COEFFICIENT_BYTES = 2  # a progressive JPEG's, of which libjpeg keeps all until the last scan
+_GIGABYTE = 1e9
+
+_WORKAROUNDS = {
+    "progressive JPEG": "save it as a baseline JPEG (jpegtran -copy all) or a tiled TIFF",
+    "interlaced PNG": "save it without interlacing or as a tiled TIFF",
+}
+
+
+def kind_of(image: VipsImage) -> str:
+    """What kind of file that must be decoded whole this is, "" for one that is decoded by rows."""
+    name = loader(image)
+    if name.startswith("jpeg") and field(image, "jpeg-multiscan", 0):
+        return "progressive JPEG"
+    if name.startswith("png") and field(image, "interlaced", 0):
+        return "interlaced PNG"
+    for prefix, kind in (("webp", "WebP"), ("heif", "HEIF/AVIF"), ("gif", "GIF")):
+        if name.startswith(prefix):
+            return kind
+    return ""
+
+
+def bytes_needed(image: VipsImage) -> int:
+    """Memory that decoding takes beyond a few rows, by the decoders' own data structures; 0 if none."""
+    pixels: int = image.width * image.height
+    kind = kind_of(image)
+    if kind == "progressive JPEG":
+        halved = field(image, "jpeg-chroma-subsample", "") == "4:2:0"
+        samples = 1.5 if halved and image.bands == 3 else image.bands
+        return int(pixels * samples * _COEFFICIENT_BYTES)
+    bands: int = image.bands
+    sample_bytes = 2 if image.format == "ushort" else 1
+    if kind == "interlaced PNG":
+        return pixels * bands * sample_bytes
+    if kind == "HEIF/AVIF":  # luma and chroma, and the RGB made of them
+        return pixels * (bands + 3) * sample_bytes
+    return pixels * 4 if kind else 0  # frames of WebP and GIF are RGBA
+
+
+def check_memory(image: VipsImage, shown: str) -> None:
+    """Refuse a file that would have to be decoded whole and does not fit.
+
+    Raises
+    ------
+    UsageError
+        With the kind of file, what it takes, what there is, and what to do.
+    """
+    needed, free = bytes_needed(image), available_bytes()
+    if free is not None and needed > free:
+        kind = kind_of(image)
+        raise UsageError(
+            f"{shown}: is a {kind} of {image.width:,} × {image.height:,}, which can only be decoded whole; that "
+            f"takes {needed / _GIGABYTE:.1f} GB of memory and {free / _GIGABYTE:.1f} GB are free: "
+            f"{_WORKAROUNDS.get(kind, 'save it as a tiled TIFF on a larger machine')}"
+        )
+
+
+def available_bytes() -> int | None:
+    """Memory that this process may still use, by the machine and by its control group; None if unknown."""
+    free = [_machine_bytes()]
+    for limit, used in _CGROUP_LIMITS:
+        try:
+            free.append(max(0, int(limit.read_text()) - int(used.read_text())))
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+    known = [amount for amount in free if amount is not None]
+    return min(known) if known else None
+
+
+def _machine_bytes() -> int | None:
+    try:
+        for line in _MEMINFO.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    try:  # not Linux: what is built in, which is better than nothing
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
