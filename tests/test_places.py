@@ -172,9 +172,9 @@ def _write_for_ever(place, content, started):
             started.set()
 
 
-def test_a_writer_that_is_killed_leaves_a_whole_file(folder):
-    if folder.startswith("memory:"):
-        pytest.skip("the memory of one process")
+@pytest.mark.parametrize("storage", ["disk", "s3"])
+def test_a_writer_that_is_killed_leaves_a_whole_file(request, tmp_path, storage):
+    folder = str(tmp_path) if storage == "disk" else f"{request.getfixturevalue('s3_bucket')}/job"
     place = places.join(folder, "file")
     spawn = multiprocessing.get_context("spawn")
     for _ in range(2):
