@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from dino_ray.engine.protocol import ImageTask, ReplicaSpec
 from dino_ray.plan.geometry import Grid, Rect, Scaling, make_grid
 from dino_ray.raster.canvas import Canvas
 from dino_ray.raster.source import ingest_array
+from dino_ray.raster.wrapped import Wrapped
 from dino_ray.upsample import Lanczos
 
 TILE = 128
@@ -29,24 +29,28 @@ STEPS = 4
 log = logging.getLogger(__name__)
 
 
-def grid_of(side: int, tile: int, overlap: int) -> Grid:
-    return make_grid(side, side, tile=tile, overlap=overlap, multiple=16)
+def grid_of(side: int, tile: int, overlap: int, wrap: bool = False) -> Grid:
+    return make_grid(side, side, tile=tile, overlap=overlap, multiple=16, wrap=wrap)
 
 
-def refined(folder: Path, field: np.ndarray, grid: Grid, denoise: float, noise_per_tile: bool) -> np.ndarray:
-    """The field, refined in place (scale 1) with this grid."""
+def made(folder: Path, image: np.ndarray, grid: Grid, spec: ReplicaSpec, denoise: float = 0.0) -> np.ndarray:
+    """What the engine makes of an image on this grid, whose size is the result's."""
     folder.mkdir()
-    side = field.shape[0]
-    source = ingest_array(field, folder / "source.zarr")
-    canvas = Canvas.create(folder / "canvas.zarr", side, side, 3, "uint16", (grid.ys.cell, grid.xs.cell))
-    task = ImageTask(
-        source, Scaling(side, side, side, side), grid, canvas, denoise=denoise, steps=STEPS, seed=7
-    )
-    spec = ReplicaSpec(upsampler=Lanczos, denoiser=partial(GrfDenoiser, noise_per_tile=noise_per_tile))
+    source = ingest_array(image, folder / "source.zarr")
+    scaling = Scaling(source.info.width, source.info.height, grid.width, grid.height)
+    cell = (grid.ys.cell, grid.xs.cell)
+    canvas = Canvas.create(folder / "canvas.zarr", grid.width, grid.height, 3, source.info.dtype, cell)
+    readable = Wrapped(source) if grid.wrap else source
+    task = ImageTask(readable, scaling, grid, canvas, denoise=denoise, steps=STEPS, seed=7)
     with LocalEngine(replace(spec, threads=1)) as engine:
         guide, _ = engine.prepare(task)
         drive(engine, task, guide, lambda event: None)
-    return canvas.read(Rect(0, 0, side, side))
+    return canvas.read(Rect(0, 0, grid.width, grid.height))
+
+
+def refined(folder: Path, field: np.ndarray, grid: Grid, denoise: float, denoiser: GrfDenoiser) -> np.ndarray:
+    """The field, refined in place (scale 1) with this grid."""
+    return made(folder, field, grid, ReplicaSpec(Lanczos, lambda: denoiser), denoise)
 
 
 @pytest.mark.parametrize("overlap", [16, 32, 64])
@@ -57,11 +61,24 @@ def test_seams_have_the_energy_of_a_whole_image_pass(tmp_path: Path, denoise: fl
     grid = grid_of(side, TILE, overlap)
     one_tile = grid_of(side, -(-side // 16) * 16, 0)
     assert (grid.n_tiles, one_tile.n_tiles) == (9, 1)
-    whole = refined(tmp_path / "whole", field, one_tile, denoise, noise_per_tile=False)
-    of_place = refined(tmp_path / "place", field, grid, denoise, noise_per_tile=False)
-    of_tile = refined(tmp_path / "tile", field, grid, denoise, noise_per_tile=True)
+    whole = refined(tmp_path / "whole", field, one_tile, denoise, GrfDenoiser())
+    of_place = refined(tmp_path / "place", field, grid, denoise, GrfDenoiser())
+    of_tile = refined(tmp_path / "tile", field, grid, denoise, GrfDenoiser(noise_per_tile=True))
     kept, lost = seam_energy_ratio(of_place, whole, grid) - 1, seam_energy_ratio(of_tile, whole, grid) - 1
     log.info("denoise %.1f, overlap %d: noise of the place %+.2f %%, of the tile %+.1f %%",
              denoise, overlap, 100 * kept, 100 * lost)  # fmt: skip
     assert abs(kept) < 0.005
     assert lost < -0.25
+
+
+@pytest.mark.parametrize("turn", [24, 1, 95])
+@pytest.mark.parametrize(("scale", "overlap"), [(2, 16), (2, 0), (1, 32), (4, 16)])
+def test_a_panorama_turned_before_is_the_panorama_turned_after(
+    tmp_path: Path, scale: int, overlap: int, turn: int
+) -> None:
+    panorama = np.random.default_rng(0).integers(0, 256, (40, 96, 3), dtype=np.uint8)
+    grid = make_grid(96 * scale, 40 * scale, tile=64, overlap=overlap, multiple=16, wrap=True)
+    spec = ReplicaSpec(Lanczos, torch=False)
+    turned = made(tmp_path / "before", np.roll(panorama, turn, axis=1), grid, spec)
+    expected = np.roll(made(tmp_path / "after", panorama, grid, spec), turn * scale, axis=1)
+    np.testing.assert_array_equal(turned, expected)
