@@ -24,8 +24,9 @@ log = logging.getLogger(__name__)
 
 NO_MODEL = "none"
 
-BASE_TILE = 512
-"""Tile side without a diffusion model, canvas_px: large enough that a call's fixed cost does not count."""
+BASE_TILE = {"lanczos": 1024, "net": 512}
+"""Tile side without a diffusion model, canvas_px: large enough that a call's fixed cost does not count. The net's
+activations take a kilobyte per pixel."""
 
 BASE_MULTIPLE = 16
 """Tile origins without a diffusion model, canvas_px: cells come out as whole blocks."""
@@ -153,16 +154,17 @@ def _without_model(config: UpscaleConfig) -> Settings:
         _refuse(
             config, TORCH_OPTIONS, "has nothing to act on: Lanczos resampling runs as it is; leave it out"
         )
+    base: Literal["net", "lanczos"] = "net" if config.base == "net" else "lanczos"
     settings = Settings(
         scale=config.scale,
         model=None,
-        base="net" if config.base == "net" else "lanczos",
+        base=base,
         denoise=0.0,
         steps=0,
         sampler=config.sampler,
         prompt="",
         cfg=None,
-        tile=config.tile if config.tile is not None else BASE_TILE,
+        tile=config.tile if config.tile is not None else BASE_TILE[base],
         overlap=config.overlap if config.overlap is not None else 0,  # a base's tiles need no seams
         multiple=BASE_MULTIPLE,
         dino=None,
