@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 import tifffile
+from exported import HEIGHT, WIDTH, noise, painted, source_of
 from PIL import ExifTags, Image, ImageCms
 from png_reader import read_png
 
@@ -21,32 +22,9 @@ from dino_ray.raster.canvas import Canvas
 from dino_ray.raster.export import check_output, export, known_suffixes, output_dtype
 from dino_ray.raster.export.tiff import needs_bigtiff
 from dino_ray.raster.export.vips_source import bigtiff_header
-from dino_ray.raster.source import SourceInfo, ingest
+from dino_ray.raster.source import ingest
 
-HEIGHT, WIDTH = 70, 110
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-
-
-def noise(bands, dtype, height=HEIGHT, width=WIDTH, seed=0):
-    top = np.iinfo(dtype).max
-    return np.random.default_rng(seed).integers(0, top + 1, (height, width, bands)).astype(dtype)
-
-
-def painted(folder, pixels, cell=(32, 48)):
-    height, width, bands = pixels.shape
-    canvas = Canvas.create(folder, width, height, bands, pixels.dtype.name, cell)
-    for row in range(canvas.cells[0]):
-        for column in range(canvas.cells[1]):
-            rect = canvas.cell_rect(row, column)
-            canvas.write(rect, pixels[rect.slices])
-    return canvas
-
-
-def source_of(canvas, icc=None, dpi=None):
-    """A source half as large as the canvas."""
-    alpha = canvas.bands in (2, 4)
-    size = (canvas.width // 2, canvas.height // 2)
-    return SourceInfo("source", *size, canvas.bands, canvas.dtype, alpha, icc, dpi)
 
 
 def smooth(bands=3):

@@ -18,7 +18,7 @@ from dino_ray.raster.canvas import Canvas
 from dino_ray.raster.export import deepzoom, jpeg, ome_zarr, png, tiff, webp
 from dino_ray.raster.export.formats import ExportOptions, Format, Labels, listed
 from dino_ray.raster.export.place import beside
-from dino_ray.raster.source import SourceInfo
+from dino_ray.raster.info import SourceInfo
 from dino_ray.raster.store import Depth
 from dino_ray.raster.vips import one_line
 
@@ -71,7 +71,10 @@ def output_dtype(path: str | Path, source_dtype: Depth, options: ExportOptions =
     form = _format_of(path, options)
     dtype = form.dtype_for(options, source_dtype)
     if dtype != source_dtype and options.depth is None:
-        logger.warning("%s: %s holds 8 bits, so the result is rounded from the source's 16", path, form.name)
+        how = f" with {options.compression} compression" if "uint16" in form.depths else ""
+        logger.warning(
+            "%s: %s%s holds 8 bits, so the result is rounded from the source's 16", path, form.name, how
+        )
     return dtype
 
 
@@ -197,6 +200,4 @@ def _labels_of(canvas: Canvas, info: SourceInfo) -> Labels:
     """What the source said of itself, as it holds for the canvas."""
     dpi = info.dpi and (info.dpi[0] * canvas.width / info.width, info.dpi[1] * canvas.height / info.height)
     sizes = (info.width, info.height), (canvas.width, canvas.height)
-    return Labels(
-        info.icc, dpi, metadata.for_output(getattr(info, "metadata", metadata.Metadata()), *sizes, dpi)
-    )
+    return Labels(info.icc, dpi, metadata.for_output(info.metadata, *sizes, dpi))

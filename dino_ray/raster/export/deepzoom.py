@@ -26,6 +26,7 @@ _TILE_FORMATS = {
     "png": ".png[compression=3,filter=paeth]",
     "webp": ".webp[Q={quality},effort=1,smart_subsample=true]",
 }
+_PROPERTIES = "vips-properties.xml"
 _LEVEL = re.compile(r"\d+")
 _HEAD_BYTES = 4096
 
@@ -46,6 +47,8 @@ def save(canvas: Canvas, labels: Labels, settings: Settings, path: str) -> None:
             keep="icc",
         ),
     )
+    # libvips' own account of the image, among the levels, which names our source's stand-in.
+    remove(os.path.join(path, _NAME + _TILES, _PROPERTIES))
 
 
 def place(partial: str, target: str) -> None:
@@ -77,7 +80,7 @@ def check(path: str) -> None:
         return
     if not os.path.isdir(folder) or os.path.islink(folder):
         raise UsageError(f"{path}: its tiles belong in {folder}, which is no folder; name another output")
-    strangers = [name for name in os.listdir(folder) if not _LEVEL.fullmatch(name)]
+    strangers = [name for name in os.listdir(folder) if not _LEVEL.fullmatch(name) and name != _PROPERTIES]
     if strangers or (os.listdir(folder) and not os.path.exists(target)):
         raise UsageError(
             f"{path}: its tiles belong in {folder}, which holds other files; name another output or remove it"

@@ -172,10 +172,11 @@ class Format:
             return (fitting or self.compressions)[0]
         named = next((c for c in self.compressions if c.name == options.compression), None)
         if named is None:
-            names = listed([c.name for c in self.compressions])
-            raise UsageError(
-                f"--compression {options.compression}: {self.name} has {names}; use one of these"
+            names = [c.name for c in self.compressions]
+            advice = (
+                f"has {listed(names)}; use one of these" if names[1:] else "has but one way; leave it out"
             )
+            raise UsageError(f"--compression {options.compression}: {self.name} {advice}")
         reason = None if bands is None else named.shortcoming(bands)
         if reason is not None:
             advice = f"use {listed([c.name for c in fitting], 'or')}" if fitting else "name another format"
