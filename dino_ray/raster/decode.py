@@ -232,6 +232,11 @@ def _check_tiff(file: Input, tiff: TiffLayout) -> None:
     if tiff.raw_luma_chroma:
         # It converts YCbCr where JPEG compression has libtiff do it, and else takes it for RGB.
         raise UsageError(f"{file.shown}: has YCbCr samples without JPEG compression; convert it to RGB first")
+    if tiff.planar_tiles and not tiff.wide:
+        raise UsageError(
+            f"{file.shown}: has tiles of one band each, which cannot be read here; interleave its bands first (tiffcp "
+            "-p contig)"
+        )
     if tiff.beyond:
         raise UsageError(
             f"{file.shown}: is truncated: {tiff.beyond:,} bytes are missing at its end; get a whole copy"

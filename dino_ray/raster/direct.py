@@ -162,11 +162,12 @@ class _Tiled:
 
     def read(self, rect: Rect) -> Pixels:
         info = self._source.info
-        with overhear() as heard:
+        # One at a time: a tile that failed for one reader is in the cache as a black one for the next.
+        with self._lock, overhear() as heard:
             try:
-                # A region of its own per read: threads may share an image, not a region.
                 data = pyvips.Region.new(self._current(rect)).fetch(rect.x, rect.y, rect.w, rect.h)
             except pyvips.Error as error:
+                self._image = None
                 raise JobError(
                     f"{shown(self._source.path)}: is damaged near {rect} ({one_line(error, heard)}); get a whole copy"
                 ) from error
@@ -180,13 +181,12 @@ class _Tiled:
             for y in range(rect.y // h, -(-(rect.y + rect.h) // h))
             for x in range(rect.x // w, -(-(rect.x + rect.w) // w))
         }
-        with self._lock:
-            if self._decoded and len(self._decoded | tiles) * self._tile_bytes > _CACHE_BYTES:
-                self._image, self._decoded = None, set()
-            self._decoded |= tiles
-            if self._image is None:
-                self._image = _open_again(self._source).image
-            return self._image
+        if self._decoded and len(self._decoded | tiles) * self._tile_bytes > _CACHE_BYTES:
+            self._image = None
+        if self._image is None:
+            self._image, self._decoded = _open_again(self._source).image, set()
+        self._decoded |= tiles
+        return self._image
 
 
 @lru_cache(maxsize=_KEPT_IMAGES)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 _YCBCR = 6
+_SEPARATE = 2  # PlanarConfiguration (tag 284)
 _JPEG_COMPRESSIONS = frozenset({6, 7, 33007, 34892})
 _REDUCED = 1  # bit of NewSubfileType (tag 254): a smaller copy of another page
 _BITS_BEYOND_LIBVIPS = 64
@@ -37,6 +38,8 @@ class TiffLayout:
         Whether samples have 64 bits, more than libvips reads.
     sample_kind
         "u" unsigned, "i" signed, "f" floating point, "" any other.
+    planar_tiles
+        Whether every tile holds one band, which libvips does not read.
     raw_luma_chroma
         Whether samples are YCbCr that no JPEG decoder will convert.
     """
@@ -49,6 +52,7 @@ class TiffLayout:
     full_pages: int
     wide: bool
     sample_kind: str
+    planar_tiles: bool
     raw_luma_chroma: bool
 
 
@@ -89,5 +93,6 @@ def _layout(tiff: Any, size: int | None, page_number: int) -> TiffLayout:
         full_pages=sum(not other.aspage().subfiletype & _REDUCED for other in tiff.pages),
         wide=bits == _BITS_BEYOND_LIBVIPS,
         sample_kind=_SAMPLE_KINDS.get(int(page.sampleformat or 1), ""),
+        planar_tiles=tile is not None and page.samplesperpixel > 1 and int(page.planarconfig) == _SEPARATE,
         raw_luma_chroma=int(page.photometric) == _YCBCR and int(page.compression) not in _JPEG_COMPRESSIONS,
     )
