@@ -127,6 +127,35 @@ def test_a_block_that_is_too_large_is_left_out_and_said_so(tmp_path, suffix, cap
     assert 37500 not in Image.open(path).getexif().get_ifd(eb.EXIF)
 
 
+def sized_xmp(size, padding=0):
+    filler = XMP.replace("Brücke".encode(), b"x" * (size - padding - len(XMP) + len("Brücke".encode())))
+    return filler.replace(b"<?xpacket end", b" " * padding + b"<?xpacket end")
+
+
+@pytest.mark.parametrize(("size", "padding"), [(60_000, 0), (63_000, 4000)])
+def test_large_xmp_goes_into_a_jpeg_at_the_cost_of_its_padding(tmp_path, size, padding, caplog):
+    xmp = sized_xmp(size, padding)
+    with caplog.at_level(logging.WARNING):
+        path = saved(tmp_path / "out.jpg", Metadata(xmp=xmp))
+    assert len(xmp) == size
+    assert reread(path).xmp.split() == xmp.split()
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "metadata"),
+    [
+        ("XMP", Metadata(xmp=sized_xmp(60_001))),
+        ("IPTC", Metadata(iptc=IPTC + data_set(2, 0, bytes(32_000)) * 3)),
+    ],
+)
+def test_what_a_jpeg_has_no_room_for_is_said(tmp_path, name, metadata, caplog):
+    with caplog.at_level(logging.WARNING):
+        path = saved(tmp_path / "out.jpg", metadata)
+    assert f"{name} is left out" in caplog.text
+    assert (reread(path).xmp, reread(path).iptc) == (None, None)
+
+
 @pytest.mark.parametrize("size", [300, 3000, 300_000])
 def test_xmp_of_any_size_finds_its_room_in_a_png(tmp_path, size):
     words = random.Random(0).choices(range(0x4E00, 0x9FFF), k=size // 3)

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
+from dino_ray.raster.metadata import iptc
 from dino_ray.raster.metadata.blocks import EXIF_PREFIX, Metadata, attach
 from dino_ray.raster.metadata.directory import (
     LITTLE_ENDIAN,
@@ -44,6 +45,9 @@ _ADDED_BYTES, _MIN_NOTE = 150, 8
 # The largest note that libvips gets into the 64 KiB of a JPEG's segment beside those tags.
 _MAX_NOTE = 65_358
 MAX_EXIF_BYTES = _MAX_NOTE + _ADDED_BYTES
+# What libvips puts into a JPEG of the other blocks; of XMP it takes less than the segment holds.
+_MAX_JPEG_XMP, _MAX_JPEG_IPTC = 60_000, 65_533
+_XMP_END = b"<?xpacket end"
 
 _JPEG, _PNG, _RIFF, _WEBP = b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"RIFF", b"WEBP"
 _PNG_EXIF, _PNG_TEXT, _PNG_COMPRESSED_TEXT = b"eXIf", b"iTXt", b"zTXt"
@@ -68,7 +72,15 @@ def reserve(image: VipsImage, metadata: Metadata, png: bool = False) -> VipsImag
         exif = _room_for_exif(len(exif)) if len(exif) <= MAX_EXIF_BYTES else None
     if xmp is not None and png:
         xmp = _incompressible(_ITXT_HEAD_BYTES + len(xmp))
+    elif xmp is not None and len(xmp) > _MAX_JPEG_XMP:
+        xmp = _unpadded(xmp)
     return attach(image, replace(metadata, exif=exif, xmp=xmp))
+
+
+def _unpadded(xmp: bytes) -> bytes:
+    """The packet without the blanks before its end: kilobytes of room for others to edit in."""
+    body, end, rest = xmp.rpartition(_XMP_END)
+    return body.rstrip() + b"\n" + end + rest if end else xmp
 
 
 def _room_for_exif(size: int) -> bytes:
@@ -109,10 +121,23 @@ def complete(path: str | Path, metadata: Metadata) -> None:
             _complete_png(path, file, metadata)
         elif start.startswith(_JPEG):
             _fill(path, file, _room_in_jpeg(file), metadata.exif)
+            _warn_of_losses_in_jpeg(path, metadata)
         elif start.startswith(_RIFF) and start[8:12] == _WEBP:
             _fill(path, file, _room_in_webp(file), metadata.exif)
     if start.startswith(_TIFF_STARTS) and metadata.exif is not None:
         add_exif_to_tiff(path, metadata.exif)
+
+
+def _warn_of_losses_in_jpeg(path: str | Path, metadata: Metadata) -> None:
+    sizes = (
+        ("XMP", len(_unpadded(metadata.xmp or b"")), _MAX_JPEG_XMP),
+        ("IPTC", len(iptc.wrap(metadata.iptc or b"")), _MAX_JPEG_IPTC),
+    )
+    for name, size, limit in sizes:
+        if size > limit:
+            logger.warning(
+                "%s: %s is left out; of its %s bytes a JPEG takes %s", path, name, f"{size:,}", f"{limit:,}"
+            )
 
 
 @dataclass(frozen=True)

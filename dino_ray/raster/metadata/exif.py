@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from fractions import Fraction
 
 from dino_ray.raster.metadata.directory import (
@@ -150,17 +151,18 @@ def _drop_thumbnails(data: bytearray, layout: Layout, main: Directory, directori
     stays = [(0, 8), *(span for directory in directories for span in _spans(layout, directory))]
     end_of_stays = max(stop for _, stop in stays)
     data[main.next_at : main.next_at + 4] = bytes(4)
-    for start, stop in sorted(spans, reverse=True):
+    for start, claimed_stop in sorted(spans, reverse=True):
+        stop = min(claimed_stop, len(data))
         if any(start < other_stop and other_start < stop for other_start, other_stop in stays):
             continue
         if end_of_stays <= start and not any(data[stop:]):
             del data[start:]
         else:
-            data[start:stop] = bytes(stop - start)
+            data[start:stop] = bytes(max(0, stop - start))
 
 
 def _thumbnail_spans(data: bytearray, layout: Layout, at: int) -> Iterator[tuple[int, int]]:
-    """First and last byte (exclusive) of directories, values and pixels of thumbnails, inside of the block."""
+    """First and last byte (exclusive) of directories, values and pixels of thumbnails, as the block claims."""
     source = BlockBytes(data)
     for _ in range(_MAX_THUMBNAILS):
         try:
@@ -171,14 +173,10 @@ def _thumbnail_spans(data: bytearray, layout: Layout, at: int) -> Iterator[tuple
         for offset_tag, size_tag in _THUMBNAIL_TAGS:
             offsets, sizes = directory.find(offset_tag), directory.find(size_tag)
             if offsets and sizes:
-                try:
-                    pairs = zip(
-                        integers(source, layout, offsets), integers(source, layout, sizes), strict=False
-                    )
-                    spans += [(offset, offset + size) for offset, size in pairs]
-                except Damaged:
-                    continue
-        yield from ((start, min(stop, len(data))) for start, stop in spans if start < len(data))
+                with suppress(Damaged):
+                    starts, lengths = (integers(source, layout, entry) for entry in (offsets, sizes))
+                    spans += [(s, s + length) for s, length in zip(starts, lengths, strict=False)]
+        yield from spans
         at = directory.following
         if not at:
             return
