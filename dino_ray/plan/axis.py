@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from operator import itemgetter
 
-
 _start, _stop = itemgetter(0), itemgetter(1)
 """The two ends of a ramp."""
 

@@ -106,6 +106,17 @@ def test_the_seam_at_180_degrees_is_as_good_as_any_other(denoise: float, overlap
     assert all(abs(ratio - 1) < 0.005 for ratio in kept)
 
 
+@pytest.mark.parametrize("side", [TILE, TILE + 16, 2 * TILE - 16])
+def test_a_panorama_hardly_wider_than_a_tile_has_no_seams_either(side: int) -> None:
+    grid = make_grid(side, side, tile=TILE, overlap=32, multiple=16, wrap=True)
+    assert grid.xs.n_tiles in (2, 3)
+    whole = whole_pass(side, 0.6, closed=True)
+    merged = mosaic(GrfDenoiser(), grid, 0.6)
+    for seam in range(grid.xs.n_tiles):
+        kept = seam_energy_ratio(merged, whole, grid, meridian_mask(grid, seam))
+        assert abs(kept - 1) < 0.005
+
+
 def test_noise_that_does_not_close_would_show_at_180_degrees_alone() -> None:
     side = 4 * (TILE - 32)
     grid = make_grid(side, side, tile=TILE, overlap=32, multiple=16, wrap=True)
