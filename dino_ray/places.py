@@ -26,7 +26,7 @@ Bytes = bytes | bytearray | memoryview
 # Two letters at least, so that C:\ is a path.
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(://|::)")
 _LOCAL_SCHEMES = ("file", "local")
-_PARTIAL = ".partial"
+PARTIAL = ".partial"
 """How the names of files end that are still being written."""
 
 # Other processes write to the same places, so remembered listings would be wrong.
@@ -153,7 +153,7 @@ def write_local(path: Path, content: Bytes, durable: bool = True) -> None:
         If it can't be written; what was there before still is.
     """
     # Not the process's id: on a shared mount other machines have the same ones.
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_PARTIAL}")
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}{PARTIAL}")
     handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     try:
         try:
@@ -241,7 +241,7 @@ def remove_leftovers(place: str | Path) -> int:
     """
     if is_url(place):
         return 0
-    left = [name for name in list_files(place) if name.endswith(_PARTIAL)]
+    left = [name for name in list_files(place) if name.endswith(PARTIAL)]
     for name in left:
         remove(join(place, name))
     return len(left)

@@ -99,6 +99,11 @@ def name(position: Position) -> str:
     return f"c.{position[0]}.{position[1]}.0"
 
 
+def is_remnant(file: str) -> bool:
+    """Whether a file's name is that of a chunk, or of something that was being written."""
+    return bool(_KEY.fullmatch(file)) or file.endswith(places.PARTIAL)
+
+
 def finished(folder: str, layout: Layout) -> set[Position]:
     """Every chunk that is there with all its bytes, found by one listing.
 

@@ -81,9 +81,9 @@ def create(
     UsageError
         If it is an address of a kind that nothing installed knows.
     """
-    memory = MemoryStore()
+    files: dict[str, Any] = {}
     zarr.create_array(
-        memory,
+        MemoryStore(files),
         shape=shape,
         chunks=(*chunk, shape[2]),
         dtype=dtype,
@@ -92,10 +92,10 @@ def create(
         fill_value=0,
         chunk_key_encoding=chunks.KEY_ENCODING,
     )
-    metadata = memory._store_dict[chunks.METADATA].to_bytes()
     remove(folder)
     places.make_folder(folder)
-    places.write_bytes_whole(places.join(folder, chunks.METADATA), metadata)
+    for name, content in files.items():  # its metadata; there are no chunks yet
+        places.write_bytes_whole(places.join(folder, name), content.to_bytes())
     return PixelStore(str(folder), Layout(shape, chunk, dtype), {})
 
 
@@ -108,13 +108,19 @@ def remove(folder: str | Path) -> None:
         If the folder holds files that are no store, which are left alone, or can't be removed.
     """
     layout_of.cache_clear()
-    if places.exists(places.join(folder, chunks.METADATA)):
+    if _is_ours(folder):
         places.remove_tree(folder)
-    elif places.exists(folder) and not _empty(folder):
+    elif places.exists(folder) and not _is_empty(folder):
         raise JobError(f"{folder}: holds files that are not a pixel store; name an empty folder")
 
 
-def _empty(folder: str | Path) -> bool:
+def _is_ours(folder: str | Path) -> bool:
+    """Whether a folder holds a store, or what is left of one whose removal or creation was cut short."""
+    names = places.list_files(folder)
+    return chunks.METADATA in names or (bool(names) and all(map(chunks.is_remnant, names)))
+
+
+def _is_empty(folder: str | Path) -> bool:
     if places.is_url(folder):
         return False  # an object store has a folder because there is something in it
     with places.explained(folder, "read"):

@@ -152,6 +152,15 @@ def test_what_is_no_store_is_left_alone(folder):
     assert places.list_files(folder) == {"thesis.txt": 13}
 
 
+def test_what_a_removal_that_was_cut_short_left_is_removed(folder):
+    store.create(folder, SHAPE, CHUNK, "uint8")
+    store.write(folder, SHAPE, "uint8", whole(), noise())
+    places.remove(places.join(folder, "zarr.json"))
+    places.write_bytes_whole(places.join(folder, ".zarr.json.0123456789abcdef.partial"), b"{")
+    store.create(folder, SHAPE, CHUNK, "uint8")
+    assert places.list_files(folder).keys() == {"zarr.json"}
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"{}", b'{"zarr_format": 3, "node_type": "group"}'])
 def test_metadata_that_a_power_cut_left_is_one_line(tmp_path, content):
     store.create(tmp_path / "c", SHAPE, CHUNK, "uint8")
