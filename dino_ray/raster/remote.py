@@ -7,8 +7,8 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any, BinaryIO, cast
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 import fsspec
@@ -16,6 +16,8 @@ import pyvips
 
 from dino_ray.errors import DinoRayError, JobError, UsageError
 from dino_ray.raster import inputs
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +31,12 @@ _PAUSE_S = 0.5  # before the second attempt; doubled before the third
 
 _USER_INFO = re.compile(r"//[^/@\s]*@")
 _QUERY = re.compile(r"[?#][^:\s]*(?:(?!::):[^:\s]*)*")
+_WEB = ("http://", "https://")
 _INSTALL = "pip install 'dino-ray[remote]'"
 
 _NOT_FOUND = frozenset({404, 410})
 _REFUSED = frozenset({401, 403})
+_SERVER_ERROR = 500
 _UNREACHABLE = re.compile("Connect|Endpoint|Timeout|DNS|gaierror|ServerDisconnected", re.IGNORECASE)
 
 
@@ -61,9 +65,8 @@ class RemoteFile:
         self._streams: list[Any] = []
         self._file: Any = None
         try:
-            web = url.startswith(("http://", "https://"))
-            # As every other client: proxies and .netrc of the environment count.
-            options = {"client_kwargs": {"trust_env": True}} if web else {}
+            # As with every other client, proxies and .netrc of the environment count.
+            options = {"client_kwargs": {"trust_env": True}} if url.startswith(_WEB) else {}
             self._system, self._path = fsspec.url_to_fs(url, **options)
         except ImportError as error:
             raise UsageError(
@@ -102,46 +105,55 @@ class RemoteFile:
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Bytes of a file that can be read in parts."""
+
+        def read() -> bytes:
+            self._file.seek(offset)
+            return cast(bytes, self._file.read(length))
+
         with self._lock:
-            for attempt in range(1, _ATTEMPTS + 1):
-                try:
-                    self._file.seek(offset)
-                    return cast(bytes, self._file.read(length))
-                except Exception as error:
-                    if attempt == _ATTEMPTS or isinstance(error, (FileNotFoundError, PermissionError)):
-                        raise
-                    logger.info("%s: reading failed, trying again (%s)", self.shown, type(error).__name__)
-                    time.sleep(_PAUSE_S * 2 ** (attempt - 1))
+            return self._patiently(read)
+
+    def _patiently(self, ask: Callable[[], T]) -> T:
+        """Ask again if the connection fails, not if the answer is no."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                return ask()
+            except Exception as error:
+                if attempt == _ATTEMPTS or not _passes(error):
+                    raise
+                logger.info("%s: reading failed, trying again (%s)", self.shown, type(error).__name__)
+                time.sleep(_PAUSE_S * 2 ** (attempt - 1))
         raise AssertionError("the last attempt returns or raises")
 
     def _open(self) -> None:
-        facts = self._system.info(self._path)
+        facts = self._patiently(lambda: self._system.info(self._path))
         if facts.get("type") == "directory":
             raise IsADirectoryError
         self.size: int | None = facts.get("size")
         if self.size == 0:
             raise EOFError
-        self._file = self._system.open(
-            self._path,
-            "rb",
-            block_size=_BLOCK_BYTES,
-            cache_type="blockcache",
-            cache_options={"maxblocks": _KEPT_BLOCKS},
-        )
-        if self._file.seekable() and self.size is not None and self._in_parts(facts):
+        if self.size is None or facts.get("partial") is False:
             return
-        self._file.close()
-        self._file = None
+        self._file = self._patiently(
+            lambda: self._system.open(
+                self._path,
+                "rb",
+                block_size=_BLOCK_BYTES,
+                cache_type="blockcache",
+                cache_options={"maxblocks": _KEPT_BLOCKS},
+                size=self.size,
+            )
+        )
+        if not self._file.seekable() or not self._in_parts():
+            self._file.close()
+            self._file = None
 
-    def _in_parts(self, facts: dict[str, Any]) -> bool:
+    def _in_parts(self) -> bool:
         """Whether the server sends what is asked for, and not always the whole file."""
-        if facts.get("partial") or self.size is None or self.size <= _BLOCK_BYTES:
-            return True
-        if not self.shown.startswith("http"):
+        if self.size is None or self.size <= _BLOCK_BYTES or not self.shown.startswith(_WEB):
             return True
         try:
-            self._file.seek(self.size - 1)
-            self._file.read(1)
+            self.read_at(self.size - 1, 1)
         except ValueError:  # fsspec's word for it
             return False
         return True
@@ -192,8 +204,18 @@ def explained(error: BaseException) -> str:
     if any(_UNREACHABLE.search(name) for name in names):
         return "its server cannot be reached; check the address and the network"
     if isinstance(error, FileNotFoundError):
-        return "no such file or bucket"
+        return "no such file"
     return f"cannot be read ({type(error).__name__}); check the address"
+
+
+def _passes(error: BaseException) -> bool:
+    """Whether an error may be gone the next time: a failing connection or server, not a refusal."""
+    statuses = [status for each in _chain(error) if (status := _status(each)) is not None]
+    if statuses:
+        return statuses[0] >= _SERVER_ERROR
+    if isinstance(error, FileNotFoundError):  # fsspec's word for whatever keeps it from looking
+        return error.__cause__ is not None
+    return not isinstance(error, (PermissionError, ValueError))
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
