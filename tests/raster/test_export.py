@@ -1,13 +1,9 @@
 """The file that comes out is the canvas, labelled as its source was; and it is there whole or not at all."""
 
 import os
-import resource
-import signal
 import struct
 import subprocess
 import sys
-import threading
-import time
 
 import numpy as np
 import pytest
@@ -46,20 +42,6 @@ def test_png_holds_the_canvas_exactly(tmp_path, bands, dtype, cell):
     if dtype == "uint8":
         opened = np.asarray(Image.open(tmp_path / "out.png")).reshape(pixels.shape)
         np.testing.assert_array_equal(opened, pixels)
-
-
-@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
-@pytest.mark.parametrize("bands", [1, 2, 3, 4])
-def test_tiff_holds_the_canvas_exactly(tmp_path, bands, dtype):
-    pixels = noise(bands, dtype)
-    canvas = painted(tmp_path / "c", pixels)
-    export(canvas, source_of(canvas), tmp_path / "out.tif")
-    with tifffile.TiffFile(tmp_path / "out.tif") as tiff:
-        page = tiff.pages[0]
-        np.testing.assert_array_equal(page.asarray().reshape(pixels.shape), pixels)
-        assert page.is_tiled
-        assert list(page.extrasamples) == ([tifffile.EXTRASAMPLE.UNASSALPHA] if bands in (2, 4) else [])
-        assert page.photometric.name == ("MINISBLACK" if bands <= 2 else "RGB")
 
 
 @pytest.mark.parametrize(("suffix", "bands"), [("jpg", 1), ("jpg", 3), ("webp", 1), ("webp", 3), ("webp", 4)])
@@ -281,43 +263,6 @@ def old_output(tmp_path):
     assert [name for name in os.listdir(tmp_path) if name.endswith(".partial")] == []
 
 
-class Breaks(Canvas):
-    """A canvas whose lower part cannot be read."""
-
-    def read(self, rect):
-        if rect.y1 > 2 * self.cell[0]:
-            raise JobError("the mount is gone")
-        return super().read(rect)
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
-def test_an_export_that_fails_midway_leaves_the_old_file(tmp_path, suffix):
-    path = tmp_path / f"out.{suffix}"
-    path.write_bytes(b"the old one")
-    canvas = painted(tmp_path / "c", noise(3, "uint8", 600, 400), cell=(64, 64))
-    broken = Breaks(canvas.folder, canvas.width, canvas.height, canvas.bands, canvas.dtype, canvas.cell)
-    with pytest.raises(JobError, match="the mount is gone"):
-        export(broken, source_of(canvas), path)
-    assert path.read_bytes() == b"the old one"
-    assert sorted(os.listdir(tmp_path)) == ["c", path.name]
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
-def test_a_full_disk_leaves_the_old_file(tmp_path, suffix):
-    path = tmp_path / f"out.{suffix}"
-    path.write_bytes(b"the old one")
-    canvas = painted(tmp_path / "c", noise(3, "uint8", 600, 400), cell=(64, 64))
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
-    try:
-        with pytest.raises(JobError, match="could not be written"):
-            export(canvas, source_of(canvas), path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert path.read_bytes() == b"the old one"
-    assert sorted(os.listdir(tmp_path)) == ["c", path.name]
-
-
 def test_an_unfinished_canvas_is_not_exported(tmp_path, old_output):
     canvas = Canvas.create(tmp_path / "c", WIDTH, HEIGHT, 3, "uint8", (32, 48))
     canvas.write(canvas.cell_rect(0, 0), np.zeros((32, 48, 3), np.uint8))
@@ -329,33 +274,6 @@ def test_a_canvas_too_deep_for_the_format_is_a_mistake(tmp_path):
     canvas = painted(tmp_path / "c", noise(3, "uint16"))
     with pytest.raises(ValueError, match="output_dtype"):
         export(canvas, source_of(canvas), tmp_path / "out.jpg")
-
-
-class Slow(Canvas):
-    """A canvas that takes for ever."""
-
-    def read(self, rect):
-        time.sleep(0.1)
-        return super().read(rect)
-
-
-def test_an_interrupt_stops_an_export_at_once(tmp_path, old_output):
-    canvas = painted(tmp_path / "c", noise(3, "uint8", 1600, 16), cell=(16, 16))
-    slow = Slow(canvas.folder, canvas.width, canvas.height, canvas.bands, canvas.dtype, canvas.cell)
-    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    started = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        export(slow, source_of(canvas), old_output)
-    assert time.monotonic() - started < 3  # all of it would take 10
-
-
-def test_a_whole_new_file_replaces_the_old_one(tmp_path):
-    (tmp_path / "out.png").write_bytes(b"the old one")
-    canvas = painted(tmp_path / "c", noise(3, "uint8"))
-    export(canvas, source_of(canvas), tmp_path / "out.png")
-    assert Image.open(tmp_path / "out.png").size == (WIDTH, HEIGHT)
-    assert sorted(os.listdir(tmp_path)) == ["c", "out.png"]
 
 
 def test_a_link_stays_a_link(tmp_path):
