@@ -34,7 +34,9 @@ from dino_ray.raster.samples import Span
 _LAYOUT = Layout("<", big=True)
 _HEADER = b"II" + struct.pack("<HHHQ", 43, 8, 0, 16)
 _SAMPLE_BYTES = 2
-_STRIP_BYTES = 4 * 2**20  # of rows that can be cut anywhere
+_STRIP_BYTES = (
+    2**20
+)  # of rows that can be cut anywhere; their doubles, and copies of these, take 16 times that
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
 _STRIP_OFFSETS, _ORIENTATION, _SAMPLES, _ROWS, _STRIP_COUNTS = 273, 274, 277, 278, 279
