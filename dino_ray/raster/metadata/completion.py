@@ -80,7 +80,7 @@ def reserve(image: VipsImage, metadata: Metadata, png: bool = False) -> VipsImag
 def _unpadded(xmp: bytes) -> bytes:
     """The packet without the blanks before its end: kilobytes of room for others to edit in."""
     body, end, rest = xmp.rpartition(_XMP_END)
-    return body.rstrip() + b"\n" + end + rest if end else xmp
+    return body.rstrip() + end + rest if end else xmp
 
 
 def _room_for_exif(size: int) -> bytes:
