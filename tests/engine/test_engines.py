@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
-from fakes import accident, make_task, photograph, shade
+from fakes import Shade, accident, make_task, photograph, shade
 
 from dino_ray.engine.drive import drive
 from dino_ray.engine.local import LocalEngine
@@ -23,9 +27,12 @@ from dino_ray.engine.protocol import (
     ReplicaSpec,
     TileDone,
     TilePoisoned,
+    TileStarted,
 )
+from dino_ray.engine.replica import peak_rss_mb
 from dino_ray.errors import JobError, UsageError
 from dino_ray.plan.geometry import Rect
+from dino_ray.upsample import Lanczos
 
 
 @pytest.fixture(scope="module")
@@ -257,3 +264,58 @@ def test_an_address_where_nothing_listens_is_refused_at_once() -> None:
         _check_reachable("127.0.0.1:1")
     for unprobed in ("local", "auto", "ray://somewhere:1"):
         _check_reachable(unprobed)
+
+
+class Endless(Lanczos):
+    """Never done with its tile."""
+
+    def __call__(self, *args: Any) -> Any:
+        while True:
+            pass
+
+
+@pytest.mark.ray
+def test_an_interrupt_ends_the_replicas_in_the_middle_of_a_tile(ray_here: Any, tmp_path: Path) -> None:
+    def listen(event: JobEvent) -> None:
+        if isinstance(event, TileStarted):
+            raise KeyboardInterrupt
+
+    from dino_ray.engine.ray import RayEngine
+
+    replicas: list[psutil.Process] = []
+
+    def work() -> None:
+        with RayEngine(ReplicaSpec(upsampler=Endless, torch=False), workers=2) as engine:
+            pids = ray_here.get([actor.pid.remote() for actor in engine._actors])
+            replicas.extend(map(psutil.Process, pids))
+            task = make_task(tmp_path)
+            drive(engine, task, engine.prepare(task)[0], listen)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert len(replicas) == 2
+    _, alive = psutil.wait_procs(replicas, timeout=4)
+    assert not alive
+
+
+def test_a_replica_says_what_its_models_run_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    class OnGpu(Shade):
+        device = torch.device("cuda:0")
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device}")
+    for spec, name in ((shade(), "cpu"), (replace(shade(), denoiser=OnGpu), "GPU cuda:0")):
+        with LocalEngine(spec) as engine:
+            engine.prepare(make_task(tmp_path))
+            (ready,) = engine.wait(0)
+        assert ready == ReplicaReady(0, ready.timings, name)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the kernel does not tell them apart")
+def test_the_peak_of_a_process_leaves_out_what_its_parent_had() -> None:
+    ballast = np.ones(400_000_000, np.uint8)
+    script = "from dino_ray.engine.replica import peak_rss_mb; print(peak_rss_mb())"
+    child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert peak_rss_mb() > ballast.nbytes / 1e6
+    assert 10 < float(child.stdout) < 400

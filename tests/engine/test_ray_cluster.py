@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -13,17 +17,11 @@ from ray.cluster_utils import Cluster
 
 from dino_ray.engine.drive import drive
 from dino_ray.engine.local import LocalEngine
-from dino_ray.engine.protocol import CellLost, Engine, ImageTask, JobEvent, ReplicaLost, TileDone
+from dino_ray.engine.protocol import CellLost, ImageTask, JobEvent, ReplicaLost, TileDone
 from dino_ray.engine.ray import RayEngine
-
-
-def digest_of(engine: Engine, folder: Path) -> str:
-    folder.mkdir()
-    task = make_task(folder)
-    guide, _ = engine.prepare(task)
-    drive(engine, task, guide, lambda event: None)
-    return task.canvas.sha256()
-
+from dino_ray.plan.geometry import Rect
+from dino_ray.raster.canvas import Canvas
+from dino_ray.raster.source import SourceInfo
 
 LISTENERS = """
 import psutil
@@ -42,64 +40,105 @@ def test_a_ray_that_is_started_here_listens_on_loopback_only() -> None:
     assert done.stdout.strip().splitlines()[-1] == "[]"
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-def test_replicas_on_other_machines_read_the_source_through_the_store(tmp_path: Path) -> None:
-    """A head without CPUs, so that every replica lives on a node that is not the driver's."""
-    with LocalEngine(shade()) as engine:
-        expected = digest_of(engine, tmp_path / "here")
+@contextmanager
+def nodes(head_cpus: int, others: int) -> Iterator[tuple[Cluster, list[Any]]]:
+    """Machines, played by one, and this process on the first of them; the others carry one replica each."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent))
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-        cluster.add_node(num_cpus=1)
-        cluster.add_node(num_cpus=1)
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": head_cpus})
+        added = [cluster.add_node(num_cpus=1) for _ in range(others)]
     try:
         ray.init(address=cluster.address, log_to_driver=False)
-        with RayEngine(shade(), workers=2) as engine:
-            assert digest_of(engine, tmp_path / "there") == expected
-            assert engine._here not in engine._nodes
+        yield cluster, added
     finally:
         ray.shutdown()
         cluster.shutdown()
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-def test_a_node_that_dies_with_finished_tiles_costs_no_pixel(tmp_path: Path) -> None:
+def large_task(folder: Path) -> ImageTask:
     """Tiles too large to travel with their answer, so that they lie, and are lost, on the node that made them."""
-    photo = photograph(300, 400)
+    folder.mkdir()
+    return make_task(folder, photograph(300, 400), tile=256)
 
-    def task_in(name: str) -> ImageTask:
-        (tmp_path / name).mkdir()
-        return make_task(tmp_path / name, photo, tile=256)
 
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What every engine has to make of ``large_task``."""
+    task = large_task(tmp_path_factory.mktemp("here") / "task")
     with LocalEngine(shade()) as local:
-        expected = task_in("here")
-        drive(local, expected, local.prepare(expected)[0], lambda event: None)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-        doomed = cluster.add_node(num_cpus=1)
-    try:
-        ray.init(address=cluster.address, log_to_driver=False)
-        with RayEngine(shade(), workers=2) as engine:
-            task = task_in("there")
-            guide, _ = engine.prepare(task)
-            events: list[JobEvent] = []
+        drive(local, task, local.prepare(task)[0], lambda event: None)
+    return task.canvas.sha256()
 
-            def listen(event: JobEvent) -> None:
-                events.append(event)
-                far = isinstance(event, TileDone) and engine._nodes[event.replica] != engine._here
-                if (
-                    far
-                    and not any(isinstance(e, ReplicaLost) for e in events)
-                    and doomed in cluster.worker_nodes
-                ):
-                    cluster.remove_node(doomed, allow_graceful=False)
 
-            drive(engine, task, guide, listen)
-            assert any(isinstance(e, ReplicaLost | CellLost) for e in events)
-            assert task.canvas.sha256() == expected.canvas.sha256()
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
+@dataclass(frozen=True)
+class TellingCanvas(Canvas):
+    """Leaves the name of the node that wrote a cell beside it."""
+
+    def write(self, rect: Rect, pixels: Any) -> None:
+        Path(f"{self.folder}.by-{ray.get_runtime_context().get_node_id()}").touch()
+        super().write(rect, pixels)
+
+
+@dataclass(frozen=True)
+class TellingSource:
+    """Leaves the name of the node that read a window in a folder."""
+
+    source: Any
+    folder: str
+
+    @property
+    def info(self) -> SourceInfo:
+        return self.source.info
+
+    def read(self, rect: Rect) -> Any:
+        Path(f"{self.folder}.by-{ray.get_runtime_context().get_node_id()}").touch()
+        return self.source.read(rect)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_stores_that_every_node_sees_are_read_and_written_where_the_work_is(
+    tmp_path: Path, large: str
+) -> None:
+    """A head without CPUs, so that every replica lives on a node that is not the driver's."""
+
+    def run(engine: RayEngine, name: str, shared: bool) -> tuple[set[str], set[str]]:
+        task = large_task(tmp_path / name)
+        canvas = TellingCanvas(**{f.name: getattr(task.canvas, f.name) for f in fields(task.canvas)})
+        source = TellingSource(task.source, str(tmp_path / name / "source"))
+        task = replace(task, canvas=canvas, source=source, shared=shared)
+        drive(engine, task, engine.prepare(task)[0], lambda event: None)
+        assert task.canvas.sha256() == large
+        folder = tmp_path / name
+        read, wrote = (
+            {f.name.split(".by-")[1] for f in folder.glob(f"{of}*.by-*")} for of in ("source", "canvas")
+        )
+        return read, wrote
+
+    with nodes(head_cpus=0, others=2), RayEngine(shade(), workers=2) as engine:
+        here = {engine._here}
+        assert run(engine, "local", shared=False) == (here, here)
+        there = set(engine._nodes)
+        assert here.isdisjoint(there)
+        assert len(there) == 2
+        assert run(engine, "shared", shared=True) == (there, there)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_node_that_dies_with_finished_tiles_costs_no_pixel(tmp_path: Path, large: str) -> None:
+    with nodes(head_cpus=1, others=1) as (cluster, (doomed,)), RayEngine(shade(), workers=2) as engine:
+        task = large_task(tmp_path / "task")
+        guide, _ = engine.prepare(task)
+        events: list[JobEvent] = []
+
+        def listen(event: JobEvent) -> None:
+            events.append(event)
+            far = isinstance(event, TileDone) and engine._nodes[event.replica] != engine._here
+            alone = any(isinstance(e, ReplicaLost) for e in events)
+            if far and not alone and doomed in cluster.worker_nodes:
+                cluster.remove_node(doomed, allow_graceful=False)
+
+        drive(engine, task, guide, listen)
+        assert any(isinstance(e, ReplicaLost | CellLost) for e in events)
+        assert task.canvas.sha256() == large
