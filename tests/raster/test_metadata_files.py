@@ -138,7 +138,7 @@ def test_large_xmp_goes_into_a_jpeg_at_the_cost_of_its_padding(tmp_path, size, p
     with caplog.at_level(logging.WARNING):
         path = saved(tmp_path / "out.jpg", Metadata(xmp=xmp))
     assert len(xmp) == size
-    assert reread(path).xmp.split() == xmp.split()
+    assert reread(path).xmp == xmp.replace(b" " * 100, b"")
     assert not caplog.text
 
 
