@@ -17,6 +17,10 @@ class JobError(DinoRayError):
     """A valid request failed while it ran."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM during a job; its text says what is kept and how to go on."""
+
+
 def describe_error(error: BaseException) -> str:
     """An exception as one line: what it says, and its kind unless it was written for the user."""
     if isinstance(error, DinoRayError):

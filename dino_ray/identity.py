@@ -1,0 +1,134 @@
+"""All that a result's pixels depend on: options, source, weights, software. What a resumed job must find unchanged."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dino_ray import __version__, places
+from dino_ray.config import UpscaleConfig, option_name
+from dino_ray.errors import UsageError
+from dino_ray.resolve import Settings
+
+_SETTLED = (
+    *(
+        "scale",
+        "base",
+        "denoise",
+        "steps",
+        "sampler",
+        "prompt",
+        "cfg",
+        "tile",
+        "overlap",
+        "dino",
+        "dino_strength",
+        "seed",
+    ),
+)
+"""Options as ``resolve`` has settled them."""
+_GIVEN = ("model", "dtype", "threads", "page", "to_srgb")
+"""Options as they were given."""
+
+_SOFTWARE = ("numpy", "pyvips-binary")
+_MODEL_SOFTWARE = ("torch", "diffusers", "transformers")
+
+_READ_BYTES = 2**20
+_REMOTE_FACTS = ("size", "ETag", "LastModified", "last_modified", "mtime", "md5Hash", "Content-MD5")
+"""What file systems behind URLs say of a file that changes when the file does."""
+
+
+def of_pixels(
+    source: str | np.ndarray, config: UpscaleConfig, settings: Settings, depth: int, wrap: bool
+) -> dict[str, Any]:
+    """What the pixels of one image's result depend on, by the names under which a message says it.
+
+    Parameters
+    ----------
+    depth
+        Bits per sample of the canvas.
+    wrap
+        Whether its left and right edges meet.
+    """
+    packages = (*_SOFTWARE, *(_MODEL_SOFTWARE if config.model != "none" or settings.base == "net" else ()))
+    return {
+        **{option_name(name): getattr(settings, name) for name in _SETTLED},
+        **{option_name(name): getattr(config, name) for name in _GIVEN},
+        "--depth": depth,
+        "--wrap": "on" if wrap else "off",
+        "a source of": of_source(source),
+        "weights": {name: of_weights(name) for name in (config.model, settings.dino) if name},
+        "dino-ray": __version__,
+        **{package: _version(package) for package in packages},
+    }
+
+
+def of_source(source: str | np.ndarray) -> str:
+    """What tells a source from another, and from its own earlier state: a hash, or what its server says of it.
+
+    Raises
+    ------
+    UsageError
+        If a file can't be read.
+    """
+    if isinstance(source, np.ndarray):
+        digest = hashlib.sha256(np.ascontiguousarray(source).data)
+        return f"{source.shape} {source.dtype}, SHA-256 {digest.hexdigest()}"
+    if places.is_url(source):
+        return _of_remote(source)
+    digest = hashlib.sha256()
+    try:
+        with open(source, "rb") as file:
+            while block := file.read(_READ_BYTES):
+                digest.update(block)
+            size = file.tell()
+    except OSError as error:
+        raise UsageError(f"{source}: cannot be read ({error.strerror})") from error
+    return f"{size} bytes, SHA-256 {digest.hexdigest()}"
+
+
+def _of_remote(url: str) -> str:
+    with places.explained(url, "read"):
+        files, path = places.filesystem(url)
+        facts = files.info(path)
+    return ", ".join(f"{name} {facts[name]}" for name in _REMOTE_FACTS if facts.get(name) is not None)
+
+
+def of_weights(model: str) -> str:
+    """What tells a folder of weights from its own earlier state; of a hub's model, its commit."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        digest = hashlib.sha256()
+        for path in sorted(folder.rglob("*")):
+            if path.suffix in (".safetensors", ".json") and path.is_file():
+                facts = path.stat()
+                digest.update(f"{path.relative_to(folder)} {facts.st_size} {facts.st_mtime_ns}\n".encode())
+        return f"of state {digest.hexdigest()[:16]}"
+    return _commit(model) or model
+
+
+def _commit(repo: str) -> str | None:
+    """Commit of a hub's model, from the cache that its configuration was read from."""
+    from dino_ray.diffusion.catalogue import ALIASES
+
+    repo = ALIASES.get(repo, repo)
+    if "/" not in repo:
+        return None  # it ships with the package, whose version is noted
+    import huggingface_hub
+
+    for name in ("model_index.json", "config.json"):
+        cached = huggingface_hub.try_to_load_from_cache(repo, name)
+        if isinstance(cached, str):
+            return f"of commit {Path(cached).parent.name}"
+    return None
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # vendored, or a build of another name
+        return "unknown"

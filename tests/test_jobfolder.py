@@ -1,0 +1,195 @@
+"""Promises of a job's folder: what may go on, what is refused and why, what is left."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dino_ray.errors import UsageError
+from dino_ray.jobfolder import (
+    JobFolder,
+    Manifest,
+    default_place,
+    difference,
+    forget,
+    read_manifest,
+    resumable,
+)
+
+PIXELS = {
+    "--seed": 0,
+    "--scale": 2.0,
+    "--prompt": "",
+    "--page": None,
+    "numpy": "2.0",
+    "weights": {"none": "none"},
+}
+
+
+def manifest(**pixels: object) -> Manifest:
+    return Manifest("photo.png", "out.png", "/somewhere", {"seed": 0}, PIXELS | pixels)
+
+
+def left_behind(place: Path) -> JobFolder:
+    folder = JobFolder.open(str(place), manifest(), "resume")
+    (place / "canvas.zarr").mkdir()
+    folder.leave(worth_keeping=True)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"--seed": 1}, "the job in {} was made with --seed 0, now 1; "),
+        ({"--scale": 4.0}, "made with --scale 2, now 4; "),
+        ({"--page": 3}, "made with no --page, now 3; "),
+        ({"--prompt": "a cat"}, "made with --prompt '', now a cat; "),
+        ({"numpy": "2.1"}, "made with numpy 2.0, now 2.1; "),
+        ({"--seed": 1, "--scale": 4.0}, "made with --seed 0, now 1, and --scale 2, now 4; "),
+    ],
+)
+def test_a_job_that_pixels_would_differ_in_is_refused_by_name(
+    tmp_path: Path, changed: dict, says: str
+) -> None:
+    place = tmp_path / "job"
+    left_behind(place)
+    with pytest.raises(UsageError) as caught:
+        JobFolder.open(str(place), manifest(**changed), "resume")
+    assert says.format(place) in str(caught.value)
+    assert "--fresh" in str(caught.value)
+    assert (place / "canvas.zarr").exists()
+
+
+def test_equal_pixels_have_no_difference_whatever_json_did_to_them() -> None:
+    assert difference({"a": (1, 2)}, {"a": [1, 2]}) == ""
+
+
+def test_the_same_job_goes_on_and_fresh_starts_over(tmp_path: Path) -> None:
+    place = tmp_path / "job"
+    left_behind(place)
+    going_on = JobFolder.open(str(place), manifest(), "must")
+    assert going_on.resumed
+    assert (place / "canvas.zarr").exists()
+    going_on.leave(worth_keeping=True)
+    anew = JobFolder.open(str(place), manifest(**{"--seed": 1}), "fresh")
+    assert not anew.resumed
+    assert not (place / "canvas.zarr").exists()
+
+
+def test_a_job_that_must_be_there_is_missed(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no job to resume"):
+        JobFolder.open(str(tmp_path / "job"), manifest(), "must")
+    assert not (tmp_path / "job").exists()
+
+
+def test_another_output_is_refused(tmp_path: Path) -> None:
+    left_behind(tmp_path / "job")
+    with pytest.raises(UsageError, match=r"writes /somewhere/out.png, now /somewhere/other.png"):
+        JobFolder.open(str(tmp_path / "job"), replace(manifest(), output="other.png"), "resume")
+
+
+def test_a_folder_of_somebody_else_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "holiday.jpg").touch()
+    with pytest.raises(UsageError, match=r"holds other files, such as holiday\.jpg"):
+        JobFolder.open(str(tmp_path), manifest(), "fresh")
+    assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
+
+
+def test_what_was_there_before_stays_when_the_job_is_done(tmp_path: Path) -> None:
+    mine = tmp_path / "named"
+    mine.mkdir()
+    JobFolder.open(str(mine), manifest(), "resume").finish(None)
+    assert list(mine.iterdir()) == []
+    made = tmp_path / "made"
+    JobFolder.open(str(made), manifest(), "resume").finish(None)
+    assert not made.exists()
+
+
+def test_a_resumed_folder_loses_only_what_is_ours(tmp_path: Path) -> None:
+    place = tmp_path / "job"
+    left_behind(place)
+    (place / "notes.txt").touch()
+    JobFolder.open(str(place), manifest(), "resume").finish(None)
+    assert [path.name for path in place.iterdir()] == ["notes.txt"]
+
+
+def test_two_processes_never_work_in_one_folder(tmp_path: Path) -> None:
+    place = str(tmp_path / "job")
+    code = (
+        "import sys, time; from dino_ray.jobfolder import JobFolder, Manifest\n"
+        "folder = JobFolder.open(sys.argv[1], Manifest('a', 'b', '/', {}, {}), 'resume')\n"
+        "print('open', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code, place], stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    assert other.stdout.readline().strip() == "open"
+    with pytest.raises(UsageError, match=rf"another dino-ray works there \(process {other.pid}\)"):
+        JobFolder.open(place, Manifest("a", "b", "/", {}, {}), "resume")
+    other.kill()  # and the lock is gone with it, however it ended
+    other.wait()
+    assert JobFolder.open(place, Manifest("a", "b", "/", {}, {}), "resume").resumed
+
+
+def test_a_note_of_what_was_finished_outlives_the_stores_and_is_forgotten_at_the_end(tmp_path: Path) -> None:
+    place = tmp_path / "job"
+    folder = JobFolder.open(str(place), manifest(), "resume")
+    (place / "canvas.zarr").mkdir()
+    folder.finish({"report": {}})
+    assert not (place / "canvas.zarr").exists()
+    noted = read_manifest(str(place))
+    assert noted is not None
+    assert noted.finished == {"report": {}}
+    with pytest.raises(UsageError, match="holds no unfinished job"):
+        resumable(str(place))
+    forget(str(place))
+    assert not place.exists()
+
+
+def test_forgetting_leaves_an_unfinished_job_alone(tmp_path: Path) -> None:
+    left_behind(tmp_path / "job")
+    forget(str(tmp_path / "job"))
+    assert (tmp_path / "job" / "canvas.zarr").exists()
+
+
+def test_unfinished_jobs_of_several_images_are_found_in_their_folder(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        left_behind(tmp_path / f"{name}.dino-ray")
+    (tmp_path / "other").mkdir()
+    assert [Path(place).name for place, _ in resumable(str(tmp_path))] == ["a.dino-ray", "b.dino-ray"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 99}', "{nonsense"])
+def test_a_damaged_manifest_is_refused_and_fresh_gets_past_it(tmp_path: Path, content: str) -> None:
+    place = tmp_path / "job"
+    place.mkdir()
+    (place / "job.json").write_text(content)
+    with pytest.raises(UsageError, match="--fresh"):
+        JobFolder.open(str(place), manifest(), "resume")
+    assert JobFolder.open(str(place), manifest(), "fresh").manifest == manifest()
+
+
+def test_a_manifest_of_a_later_format_is_refused(tmp_path: Path) -> None:
+    place = tmp_path / "job"
+    left_behind(place)
+    record = json.loads((place / "job.json").read_text()) | {"format": 2}
+    (place / "job.json").write_text(json.dumps(record))
+    with pytest.raises(UsageError, match="made by another version"):
+        read_manifest(str(place))
+
+
+def test_names_too_long_for_a_suffix_still_have_a_place() -> None:
+    place = Path(default_place(Path("/out/" + "ü" * 125 + ".png")))
+    assert place.parent == Path("/out")
+    assert len(place.name.encode()) <= 255
+    assert place.name.endswith(".dino-ray")
+
+
+def test_file_names_that_are_no_unicode_survive_in_the_manifest(tmp_path: Path) -> None:
+    odd = replace(manifest(), source="photo\udcff.png")
+    JobFolder.open(str(tmp_path / "job"), odd, "resume").leave(worth_keeping=True)
+    assert read_manifest(str(tmp_path / "job")) == odd
