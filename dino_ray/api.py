@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Sequence
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
     from dino_ray.engine.protocol import JobEvent, Listener
     from dino_ray.job import Image
     from dino_ray.raster.canvas import Canvas
+    from dino_ray.resolve import Settings
+
+FILE_OPTIONS = ("format", "quality", "compression", "pyramid")
+"""Options of what the command writes."""
+
+SOURCE_OPTIONS = ("job_dir", "page", "to_srgb")
+"""Options that only a file can honour: it can be read again, has pages, and a profile."""
 
 
 class Upscaled(NamedTuple):
@@ -43,8 +51,8 @@ def upscale(
     Parameters
     ----------
     image
-        A path to an image file; a PIL image; or an array uint8 or uint16, (H, W) or (H, W, bands), bands 1 grey,
-        2 grey + alpha, 3 RGB, 4 RGBA.
+        A path to an image file, or its URL; a PIL image; or an array uint8 or uint16, (H, W) or (H, W, bands), bands
+        1 grey, 2 grey + alpha, 3 RGB, 4 RGBA.
     config
         Options as one object; ``options`` go on top of it.
     listen
@@ -78,32 +86,40 @@ def upscale(
     if config is not None:
         set_before = {name: getattr(config, name) for name in config.model_fields_set}
         options = set_before | options
-    job = _checked(image)
+    chosen = UpscaleConfig.parse(options)
+    settings = resolve(chosen)
+    job = _checked(image, chosen, settings)
     result: list[Upscaled] = []
 
-    def finished(done: Image, canvas: Canvas, report: UpscaleReport) -> None:
+    def finished(done: Image, canvas: Canvas | None, report: UpscaleReport) -> None:
+        assert canvas is not None  # only of several images may an earlier run have finished some
         pixels = canvas.read(Rect(0, 0, canvas.width, canvas.height))
         result.append(Upscaled(_as_given(pixels, image, done.info.icc), report))
 
-    chosen = UpscaleConfig.parse(options)
-    upscale_images([job], chosen, resolve(chosen), listen or _deaf, finished, started)
+    upscale_images([job], chosen, settings, listen or _deaf, finished, started)
     return result[0]
 
 
-def _checked(image: Any) -> Image:
-    from dino_ray.job import Image, check_array
-    from dino_ray.raster.source import probe
+def _checked(image: Any, config: UpscaleConfig, settings: Settings) -> Image:
+    from dino_ray.job import check_array, check_file
 
-    if isinstance(image, np.ndarray):
-        return check_array(image)
+    _refuse(config, FILE_OPTIONS, "no file is written here; leave it out, or use the command")
     if isinstance(image, str | PathLike):
-        path = Path(image)
-        return Image(path, probe(path), None)
+        return check_file(os.fspath(image), None, config, settings)
+    _refuse(config, SOURCE_OPTIONS, "needs a file as its source; give the image as a path")
+    if isinstance(image, np.ndarray):
+        return check_array(image, settings)
     if hasattr(image, "getbands"):
         from PIL import ImageOps
 
-        return check_array(_pil_pixels(ImageOps.exif_transpose(image)), name="PIL image")
+        return check_array(_pil_pixels(ImageOps.exif_transpose(image)), settings, name="PIL image")
     raise UsageError(f"image: expected a path, a PIL image or an array, not {type(image).__name__}")
+
+
+def _refuse(config: UpscaleConfig, fields: Sequence[str], why: str) -> None:
+    for field in fields:
+        if getattr(config, field) != UpscaleConfig.model_fields[field].default:
+            raise UsageError(f"{field}: {why}")
 
 
 def _pil_pixels(image: PIL.Image.Image) -> np.ndarray:

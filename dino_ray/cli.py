@@ -6,14 +6,13 @@ import contextlib
 import functools
 import json
 import logging
-import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
 
@@ -22,10 +21,15 @@ from dino_ray.config import UpscaleConfig, option_name
 from dino_ray.errors import DinoRayError, UsageError
 
 if TYPE_CHECKING:
+    from dino_ray.batch import Batch
+    from dino_ray.jobfolder import Existing
     from dino_ray.resolve import Settings
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C or SIGTERM, as shells have it."""
+
+EXISTING: dict[bool | None, Existing] = {None: "resume", True: "must", False: "fresh"}
+"""What --resume, --fresh or neither ask for."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -50,8 +54,9 @@ def _command(function: Command) -> Command:
         signal.signal(signal.SIGTERM, _interrupt)
         try:
             sys.exit(function(*args, **kwargs) or 0)
-        except KeyboardInterrupt:
-            click.echo("dino-ray: interrupted; no output was written for the image in work", err=True)
+        except KeyboardInterrupt as interrupt:
+            said = str(interrupt) or "interrupted; nothing was done yet, and nothing is left behind"
+            click.echo(f"dino-ray: {said}", err=True)
             sys.exit(INTERRUPTED)
         except DinoRayError as error:
             if debug:
@@ -77,118 +82,204 @@ def _config_options(function: Command) -> Command:
     """One option per field of the config, and --config for a file of them; passes ``config`` on."""
 
     @functools.wraps(function)
-    def run(*args: Any, config_file: Path | None, **kwargs: Any) -> Any:
-        given = {name: kwargs.pop(name) for name in UpscaleConfig.model_fields}
-        typed = {name: value for name, value in given.items() if value is not None}
+    def run(*args: Any, config_file: Path | None, typed: dict[str, Any], **kwargs: Any) -> Any:
         config = UpscaleConfig.from_yaml(config_file, typed) if config_file else UpscaleConfig.parse(typed)
         return function(*args, config=config, **kwargs)
 
-    options: list[Callable[[Any], Any]] = [
-        click.option("--config", "config_file", type=click.Path(path_type=Path), metavar="FILE.yaml",
-                     help="Options from a file, by the names above; what is typed wins."),
-    ]  # fmt: skip
-    for name, field in reversed(UpscaleConfig.model_fields.items()):
-        shown = "what suits the model" if field.default is None else field.default
-        default = f"  [default: {shown}]" if shown != "" else ""
-        options.append(
-            click.option(
-                option_name(name),
-                name,
-                metavar=_metavar(field.annotation),
-                help=f"{field.description}{default}",
-            )
-        )
-    for option in options:
-        run = option(run)
-    return run  # type: ignore[return-value]
+    named = click.option("--config", "config_file", type=click.Path(path_type=Path), metavar="FILE.yaml",
+                         help="Options from a file, by the names above; what is typed wins.")  # fmt: skip
+    decorated: Command = _typed_options(*UpscaleConfig.model_fields)(named(run))
+    return decorated
+
+
+def _typed_options(*names: str) -> Callable[[Any], Any]:
+    """Options for some fields of the config; passes on as ``typed`` what was given, by field name."""
+
+    def decorate(function: Any) -> Any:
+        @functools.wraps(function)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            given = {name: kwargs.pop(name) for name in names}
+            typed = {name: value for name, value in given.items() if value is not None}
+            return function(*args, typed=typed, **kwargs)
+
+        for name in reversed(names):
+            run = _option(name)(run)
+        return run
+
+    return decorate
+
+
+def _option(name: str) -> Callable[[Any], Any]:
+    field = UpscaleConfig.model_fields[name]
+    annotation, option = field.annotation, option_name(name)
+    if annotation is bool:
+        return click.option(option, name, is_flag=True, default=None, help=field.description)
+    if annotation == bool | None:
+        both = f"{option}/--no-{option.removeprefix('--')}"
+        return click.option(both, name, default=None, help=field.description)
+    shown = field.default
+    if shown is None:
+        shown = "" if "Default" in (field.description or "") else "what suits the model or format"
+    default = f"  [default: {shown}]" if shown != "" else ""
+    bare: dict[str, Any] = {"is_flag": False, "flag_value": "on"} if name == "wrap" else {}
+    return click.option(
+        option, name, metavar=_metavar(annotation), help=f"{field.description}{default}", **bare
+    )
 
 
 def _metavar(annotation: Any) -> str:
-    """What to type: ``NUMBER``, ``TEXT``, or the choices."""
-    if get_origin(annotation) is Literal:
-        return "|".join(get_args(annotation))
-    text = str(annotation)
-    if "int" in text:
-        return "N|auto" if "auto" in text else "N"
-    return "X" if "float" in text else "TEXT"
+    """What to type: a kind of value, or the choices."""
+    choices = [
+        choice for part in _parts(annotation) if get_origin(part) is Literal for choice in get_args(part)
+    ]
+    kinds = {part for part in _parts(annotation) if isinstance(part, type)}
+    names = ["N" if int in kinds else "X" if float in kinds else "TEXT"] if kinds - {type(None)} else []
+    return "|".join([*names, *map(str, choices)])
 
 
-@main.command()
-@click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="INPUT...")
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    metavar="OUTPUT",
-    help="A file (.png .jpg .webp .tif); for several inputs a folder, which gets NAME@2x.png of each.",
-)
-@click.option(
+def _parts(annotation: Any) -> Iterator[Any]:
+    """The members of a union, without what annotates them."""
+    if get_origin(annotation) is Annotated:
+        yield from _parts(get_args(annotation)[0])
+    elif get_origin(annotation) in (Union, UnionType):
+        for part in get_args(annotation):
+            yield from _parts(part)
+    else:
+        yield annotation
+
+
+_report_option = click.option(
     "--report",
     metavar="FILE",
     type=click.Path(path_type=Path),
     help="Write the run report as JSON; of several inputs, a JSON list.",
 )
-@click.option(
+_progress_option = click.option(
     "--progress",
     type=click.Choice(["auto", "json", "none"]),
     default="auto",
     show_default=True,
     help="Bars or lines on stderr, or every event as a line of JSON.",
 )
-@_command
-@_config_options  # fmt: skip
-def upscale(
-    inputs: Sequence[Path], output: str, report: Path | None, progress: str, config: UpscaleConfig
-) -> int:
-    """Upscale one or more images."""
-    started = time.monotonic()
-    from dino_ray.files import check_place, write_whole
-    from dino_ray.job import check_file, upscale_images
-    from dino_ray.resolve import resolve
-
-    pairs = _pairs(inputs, output, config.scale)
-    if report is not None:
-        check_place(report, "--report")
-        if any(_same(report, file) for pair in pairs for file in pair):
-            raise UsageError(f"--report {report}: is an input or an output; name another file")
-    settings = resolve(config)
-    images = [check_file(*pair, settings) for pair in pairs]
-    if progress == "auto":
-        _introduce(settings)
-    reports: list[Any] = []
-
-    def finished(image: Any, canvas: Any, image_report: Any) -> None:
-        reports.append(image_report)
-        if progress == "auto":
-            _say_done(image_report)
-
-    try:
-        with _listener(progress) as listen:
-            failures = upscale_images(images, config, settings, listen, finished, started)
-    finally:  # what was done before an interruption is reported too
-        if report is not None and reports:
-            said = [asdict(done) for done in reports]
-            body = json.dumps(said if len(images) > 1 else said[0], indent=2, ensure_ascii=False)
-            write_whole(report, (body + "\n").encode(errors="backslashreplace"), "--report")
-    for image, error in failures:
-        named = str(error) if str(image.source) in str(error) else f"{image.source}: {error}"
-        click.echo(f"dino-ray: {named}", err=True)
-    return max((error.exit_code for _, error in failures), default=0)
 
 
 @main.command()
-@click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="INPUT...")
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    metavar="OUTPUT",
+    help="A file (.png .jpg .webp .tif .dzi .ome.zarr); a folder, which gets NAME@2x.png of each input; "
+    "or a template such as 'out/{stem}@{scale}x.png', of {stem} {name} {suffix} {folder} {scale} {index}.",
+)
+@_report_option
+@_progress_option
+@click.option(
+    "--resume/--fresh",
+    "go_on",
+    default=None,
+    help="Demand that there is a job to go on with, or discard one. Default: go on with it if there is one.",
+)
+@click.option("--strict", is_flag=True, help="Stop at the first image that fails.")
+@_command
+@_config_options  # fmt: skip
+def upscale(
+    inputs: Sequence[str],
+    output: str,
+    report: Path | None,
+    progress: str,
+    go_on: bool | None,
+    strict: bool,
+    config: UpscaleConfig,
+) -> int:
+    """Upscale images: files, folders, patterns such as 'scans/**/*.tif', or URLs.
+
+    A job that was cut short leaves a folder beside its output; the same command again goes on from there.
+    """
+    started = time.monotonic()
+    from dino_ray.batch import Batch
+    from dino_ray.inputs import expand, make_folders, outputs
+    from dino_ray.raster.export import default_suffix
+
+    images = expand(inputs)
+    results = outputs(images, output, config.scale, default_suffix(config.format))
+    batch = Batch.check(
+        [(image.path, result) for image, result in zip(images, results, strict=True)],
+        config,
+        report=report,
+        existing=EXISTING[go_on],
+        strict=strict,
+        before_outputs=lambda: make_folders(results, output),
+    )
+    return _run(batch, progress, started)
+
+
+@main.command()
+@click.argument("folder", metavar="DIR")
+@_report_option
+@_progress_option
+@_command
+@_typed_options("address", "workers", "gpus_per_worker")
+def resume(folder: str, report: Path | None, progress: str, typed: dict[str, Any]) -> int:
+    """Go on with the job in DIR, or with all in it, that an interruption has left."""
+    from dino_ray.batch import Batch
+    from dino_ray.jobfolder import resumable
+
+    code = 0
+    report = report and report.absolute()
+    for place, manifest in resumable(folder):
+        started = time.monotonic()
+        with _in_folder(manifest.cwd):
+            config = UpscaleConfig.parse({**manifest.config, **typed, "job_dir": place}, where=place)
+            said = report or (Path(manifest.report) if manifest.report else None)
+            pair = (manifest.source, Path(manifest.output))
+            batch = Batch.check([pair], config, report=said, existing="must")
+            code = max(code, _run(batch, progress, started))
+    return code
+
+
+@contextlib.contextmanager
+def _in_folder(folder: str) -> Iterator[None]:
+    """Names in a job are relative to where its command was given."""
+    try:
+        with contextlib.chdir(folder):
+            yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UsageError(f"{folder}: the job's command was given there, and the folder is gone") from error
+
+
+def _run(batch: Batch, progress: str, started: float) -> int:
+    """Work on a checked batch and say what came of it; returns the exit code."""
+    if progress == "auto" and batch.images:
+        _introduce(batch.settings)
+
+    def finished(image: Any, canvas: Any, report: Any) -> None:
+        if progress == "auto":
+            _say_done(report, before=canvas is None)
+
+    with _listener(progress) as listen:
+        batch.run(listen, finished, started)
+    for name, error in batch.failures:
+        named = str(error) if name in str(error) else f"{name}: {error}"
+        click.echo(f"dino-ray: {named}", err=True)
+    return max((error.exit_code for _, error in batch.failures), default=0)
+
+
+@main.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("--json", "as_json", is_flag=True, help="As JSON, a list if there are several inputs.")
 @_command
 @_config_options
-def plan(inputs: Sequence[Path], as_json: bool, config: UpscaleConfig) -> None:
+def plan(inputs: Sequence[str], as_json: bool, config: UpscaleConfig) -> None:
     """Say what upscaling would do and need, without doing it."""
+    from dino_ray.inputs import expand
     from dino_ray.preview import preview
     from dino_ray.resolve import resolve
 
     settings = resolve(config)
     workers = 1 if config.workers == "auto" else config.workers
-    previews = [preview(path, settings, workers) for path in inputs]
+    previews = [preview(image.path, settings, workers) for image in expand(inputs)]
     if as_json:
         click.echo(
             json.dumps(
@@ -233,41 +324,6 @@ def models() -> None:
     click.echo("--model also takes a folder with model_index.json, or any hub id of a FLUX.1 model.")
 
 
-def _pairs(inputs: Sequence[Path], output: str, scale: float) -> list[tuple[Path, Path]]:
-    """Each input with its output file.
-
-    Raises
-    ------
-    UsageError
-        If several inputs are to become one file.
-    """
-    if not output:
-        raise UsageError("-o: is empty; name a file, or for several inputs a folder")
-    target = Path(output)
-    if not (target.is_dir() or output.endswith("/") or len(inputs) > 1):
-        return [(inputs[0], target)]
-    if not target.is_dir():
-        why = "the folder does not exist" if output.endswith("/") else f"{len(inputs)} inputs need a folder"
-        raise UsageError(f"-o {output}: {why}; create it first")
-    pairs = [(path, target / f"{path.stem}@{scale:g}x.png") for path in inputs]
-    taken: dict[Path, Path] = {}
-    for path, result in pairs:
-        overwritten = next((other for other in inputs if _same(result, other)), None)
-        if overwritten is not None:
-            raise UsageError(f"{path} would be written over the input {overwritten}; name another folder")
-        if result in taken:
-            raise UsageError(
-                f"{taken[result]} and {path} would both become {result}; upscale them one by one"
-            )
-        taken[result] = path
-    return pairs
-
-
-def _same(one: Path, other: Path) -> bool:
-    """Whether two paths lead to one file, which need not exist."""
-    return os.path.realpath(one) == os.path.realpath(other)
-
-
 @contextlib.contextmanager
 def _listener(progress: str) -> Iterator[Any]:
     from dino_ray.report import progress as shown
@@ -292,10 +348,13 @@ def _introduce(settings: Settings) -> None:
         )
 
 
-def _say_done(report: Any) -> None:
+def _say_done(report: Any, *, before: bool) -> None:
+    if before:
+        click.echo(f"{report.output}: was finished by an earlier run", err=True)
+        return
     click.echo(
         f"{report.output}: {report.width} × {report.height}, {report.tiles} tiles on {report.workers} "
-        f"worker{'s' if report.workers > 1 else ''}, {report.wall_s:.1f} s "
+        f"worker{'s' if report.workers != 1 else ''}, {report.wall_s:.1f} s "
         f"({report.first_tile_s:.1f} s to the first tile; the models alone {report.model_s_per_worker:.1f} s)",
         err=True,
     )

@@ -5,11 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from dino_ray.errors import UsageError
 
+
+def _number(value: Any) -> Any:
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
+def _on_or_off(value: Any) -> Any:
+    """YAML takes a bare on or off for a truth value."""
+    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+
 Workers = Annotated[int, Field(ge=1, le=4096)] | Literal["auto"]
+Wrap = Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)]
+Depth = Annotated[Literal[8, 16], BeforeValidator(_number)]
 
 
 class UpscaleConfig(BaseModel):
@@ -67,6 +79,36 @@ class UpscaleConfig(BaseModel):
         default=None, ge=0, le=1, description="How strongly DINO features steer the tiles; 0 is off."
     )
     seed: int = Field(default=0, ge=0, lt=2**64, description="Seed of the noise field.")
+    wrap: Wrap = Field(
+        default="auto",
+        description="Whether left and right edge meet, as in 360° panoramas; bare, it means on. "
+        "auto: where the file's GPano metadata say so.",
+    )
+    page: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="Page or frame of a file that has several."
+    )
+    to_srgb: bool = Field(
+        default=False, description="Convert to sRGB through the file's colour profile, instead of keeping it."
+    )
+    format: Literal["png", "jpeg", "webp", "tiff", "dzi", "ome-zarr"] | None = Field(
+        default=None, description="Format of the output, where its suffix is not to tell."
+    )
+    quality: int | None = Field(
+        default=None,
+        ge=1,
+        le=100,
+        description="Of lossy output: JPEG, WebP, TIFF compressed by these, Deep Zoom.",
+    )
+    compression: Literal["none", "deflate", "lzw", "jpeg", "webp", "zstd"] | None = Field(
+        default=None, description="Within a TIFF; within OME-Zarr none or zstd."
+    )
+    depth: Depth | None = Field(
+        default=None,
+        description="Bits per sample of the output. Default: the source's, if the format holds them.",
+    )
+    pyramid: bool | None = Field(
+        default=None, description="Reduced levels within a TIFF, for viewers. Default: from some size on."
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where the models run.")
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto", description="Precision of the diffusion model. auto: bf16 on a GPU, fp32 on a CPU."
@@ -85,6 +127,17 @@ class UpscaleConfig(BaseModel):
         min_length=1,
         description="Ray cluster to use: an address, auto for the running one, local to start one here, "
         "none to work in this process.",
+    )
+    job_dir: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Where the work in progress lies, from which it can be resumed: a folder or an fsspec URL such as "
+        "s3://bucket/job. Default: a folder beside the output, removed at the end.",
+    )
+    shared: bool = Field(
+        default=False,
+        description="Every node of the cluster sees --job-dir under the same name, so merges run anywhere. "
+        "A URL always counts as shared.",
     )
 
     @classmethod

@@ -3,48 +3,107 @@
 from __future__ import annotations
 
 import logging
-import tempfile
+import os
+import shlex
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dino_ray import identity, places
 from dino_ray.config import UpscaleConfig
 from dino_ray.engine.drive import drive
 from dino_ray.engine.protocol import (
     DinoEffect,
+    DriveDone,
     Engine,
     Handle,
     ImageDone,
     ImageStarted,
     ImageTask,
+    JobEvent,
     Listener,
+    ReplicaReady,
     StageStarted,
+    TilePoisoned,
+    Timings,
 )
-from dino_ray.errors import DinoRayError
+from dino_ray.errors import DinoRayError, Interrupted, UsageError
+from dino_ray.jobfolder import Existing, JobFolder, Manifest, default_place, forget
+from dino_ray.plan.geometry import Grid, Scaling
 from dino_ray.raster.canvas import Canvas
 from dino_ray.raster.export import check_output, export, output_dtype
-from dino_ray.raster.source import Source, SourceInfo, describe_array, ingest, ingest_array, probe
+from dino_ray.raster.source import (
+    Source,
+    SourceInfo,
+    describe_array,
+    ingest,
+    ingest_array,
+    needs_bytes,
+    open_source,
+    probe,
+    stored_bytes,
+)
+from dino_ray.raster.wrapped import Wrapped
 from dino_ray.report.run import Bookkeeper, UpscaleReport
 from dino_ray.resolve import Settings, replica_spec
+
+if TYPE_CHECKING:
+    from dino_ray.engine.protocol import Readable
+    from dino_ray.raster.store import Depth
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Image:
-    """One input and where its result goes; checked, nothing read but its header."""
+    """One input, laid out, and where its result goes; checked, nothing read but its header."""
 
-    source: Path | np.ndarray
+    source: str | np.ndarray
+    """A local path, a URL, or pixels."""
     info: SourceInfo
     output: Path | None
     """None: the result is read from the canvas, no file is written."""
+    scaling: Scaling
+    grid: Grid
+    dtype: Depth
+    """Of the canvas."""
+    place: str | None
+    """Its job folder; None for a temporary one, which nothing resumes."""
+
+    @property
+    def name(self) -> str:
+        return self.source if isinstance(self.source, str) else self.info.name
+
+    @property
+    def canvas_bytes(self) -> int:
+        """Disk that its canvas takes: border cells are stored whole."""
+        cell = self.grid.xs.cell * self.grid.ys.cell
+        return self.grid.n_cells * cell * self.info.bands * np.dtype(self.dtype).itemsize
 
 
-Finished = Callable[[Image, Canvas, UpscaleReport], None]
+@dataclass(frozen=True)
+class _Job:
+    """An image whose folder is open, whose source can be read and whose canvas is there."""
+
+    image: Image
+    folder: JobFolder
+    source: Readable
+    canvas: Canvas
+    cells_done: tuple[int, ...]
+    """By an earlier run."""
+
+
+Finished = Callable[[Image, Canvas | None, UpscaleReport], None]
+"""Called with each finished image; its canvas can be read until this returns. None: an earlier run finished it."""
 
 
 def upscale_images(
@@ -54,8 +113,15 @@ def upscale_images(
     listen: Listener,
     finished: Finished,
     started: float,
+    *,
+    existing: Existing = "resume",
+    strict: bool = False,
+    several: bool | None = None,
+    report: str | None = None,
 ) -> list[tuple[Image, DinoRayError]]:
     """Upscale images one after the other, on one pool of replicas that stays warm.
+
+    While the tiles of one are refined, the next is read.
 
     Parameters
     ----------
@@ -66,9 +132,17 @@ def upscale_images(
     listen
         Called with every event, in this thread.
     finished
-        Called with each finished image; its canvas can be read until this returns.
+        See ``Finished``.
     started
         When the command started, by ``time.monotonic``.
+    existing
+        What becomes of a job that is in an image's job folder already.
+    strict
+        Whether the first image that fails ends it all, as it does where there is but one.
+    several
+        Whether the command names several images, of which some may not be in ``images``; None: see there.
+    report
+        Where the command writes its report, for whoever resumes it.
 
     Returns
     -------
@@ -78,48 +152,82 @@ def upscale_images(
     Raises
     ------
     UsageError
-        If no engine can be had for the config; then nothing has been done.
+        If no engine can be had for the config.
+    Interrupted
+        On Ctrl-C; says what is kept and how to go on.
     """
     failures = []
-    with _EngineRoom(config, settings, images) as engine_room:
-        for image in images:
+    several = len(images) > 1 if several is None else several
+
+    def open_job(image: Image, stop: Callable[[], bool]) -> _Job | UpscaleReport:
+        return _open(image, config, settings, existing, report, stop)
+
+    with _EngineRoom(config, settings, images) as engine_room, closing(_ahead(images, open_job)) as opened:
+        for image, take in opened:
             books = Bookkeeper(started)
+            hear = books.listener(listen)
             try:
-                with _workspace(image) as folder:
-                    canvas = _upscale(image, settings, folder, engine_room, books.listener(listen))
-                    finished(image, canvas, books.report(image, canvas, config, settings))
+                hear(StageStarted("ingest"))
+                job = take()
+                if isinstance(job, UpscaleReport):
+                    finished(image, None, job)
+                    continue
+                with _kept_if_cut_short(job, several):
+                    _upscale(job, settings, engine_room, hear)
+                    made = books.report(image, job.canvas, config, settings, job.folder.manifest.poisoned)
+                    finished(image, job.canvas, made)
+                job.folder.finish(_note_of(image, made) if several else None)
             except DinoRayError as error:
-                if len(images) == 1:
+                if strict or not several:
                     raise
                 # Without its traceback, which would keep the image's tiles alive until the last image is done.
                 failures.append((image, type(error)(str(error))))
             started = time.monotonic()
+    for image in images:
+        if image.place is not None:
+            forget(image.place)
     return failures
 
 
-def _upscale(
-    image: Image, settings: Settings, folder: Path, engine_room: _EngineRoom, listen: Listener
-) -> Canvas:
+def _upscale(job: _Job, settings: Settings, engine_room: _EngineRoom, listen: Listener) -> None:
     """One image's way through the system."""
-    listen(StageStarted("ingest"))
-    source = _ingest(image, folder)
-    task = _plan(source, image, settings, folder)
-    listen(StageStarted("workers"))
-    engine = engine_room.engine()
-
-    listen(StageStarted("features"))
-    guide, cost = engine.prepare(task)
-    listen(ImageStarted(source.info.name, task.grid, engine.replicas, cost))
-    listen(StageStarted("tiles"))
-    listen(drive(engine, task, guide, listen))
-    if settings.dino is not None:
-        listen(_measure_dino(engine, task, guide))
+    image, done = job.image, job.cells_done
+    if len(done) < image.grid.n_cells:
+        task = _task(job, settings)
+        listen(StageStarted("workers"))
+        engine = engine_room.engine()
+        listen(StageStarted("features"))
+        guide, cost = engine.prepare(task)
+        listen(ImageStarted(image.info.name, image.grid, engine.replicas, cost, len(done)))
+        listen(StageStarted("tiles"))
+        listen(drive(engine, task, guide, _noting(job, engine_room, listen), cells_done=done))
+        if settings.dino is not None:
+            listen(_measure_dino(engine, task, guide))
+    else:
+        listen(ImageStarted(image.info.name, image.grid, 0, Timings(), len(done)))
+        listen(DriveDone(0, 0, {}))
 
     if image.output is not None:
         listen(StageStarted("export"))
-        export(task.canvas, source.info, image.output)
+        export(job.canvas, image.info, image.output, settings.export)
     listen(ImageDone(str(image.output or "")))
-    return task.canvas
+
+
+def _task(job: _Job, settings: Settings) -> ImageTask:
+    return ImageTask(
+        source=job.source,
+        scaling=job.image.scaling,
+        grid=job.image.grid,
+        canvas=job.canvas,
+        denoise=settings.denoise,
+        steps=settings.steps,
+        sampler=settings.sampler,
+        seed=settings.seed,
+        cfg=settings.cfg,
+        prompt=settings.prompt,
+        dino_strength=settings.dino_strength,
+        shared=_is_shared(job.folder, settings),
+    )
 
 
 def _measure_dino(engine: Engine, task: ImageTask, guide: Handle) -> DinoEffect:
@@ -131,60 +239,277 @@ def _measure_dino(engine: Engine, task: ImageTask, guide: Handle) -> DinoEffect:
         return DinoEffect(tile, None, 0.0)
 
 
-def check_file(source: Path, output: Path, settings: Settings) -> Image:
+# ---- before the work: what is asked for, checked
+
+
+def check_file(
+    source: str, output: Path | None, config: UpscaleConfig, settings: Settings, *, several: bool = False
+) -> Image:
     """Look at a file's header and at its output's place, before any work.
+
+    Parameters
+    ----------
+    output
+        None: the result is read from the canvas.
+    several
+        Whether ``config.job_dir`` is to hold the folders of several jobs, rather than this one's files.
 
     Raises
     ------
     UsageError
         If the source can't be read, or the output can't be written or can't hold the result.
     """
-    info = probe(source)
-    scaling, _ = settings.layout(info.width, info.height)
-    check_output(output, scaling.canvas_w, scaling.canvas_h, info.bands, info.dtype, source)
-    return Image(source, info, output)
+    info = probe(source, settings.read)
+    scaling, grid = settings.layout(info)
+    dtype = _dtype(info, settings)
+    if output is not None:
+        size = (grid.width, grid.height, info.bands)
+        check_output(output, *size, info.dtype, None if places.is_url(source) else source, settings.export)
+        dtype = output_dtype(output, info.dtype, settings.export)
+    place = (
+        config.job_dir
+        if config.job_dir is None or places.is_url(config.job_dir)
+        else os.path.abspath(config.job_dir)
+    )
+    if output is not None and place is None:
+        place = default_place(output)
+    elif output is not None and several and place is not None:
+        place = places.join(place, os.path.basename(default_place(output)))
+    return Image(source, info, output, scaling, grid, dtype, place)
 
 
-def check_array(pixels: np.ndarray, name: str = "array") -> Image:
+def check_array(pixels: np.ndarray, settings: Settings, name: str = "array") -> Image:
     """An array as a source: uint8 or uint16, (H, W) or (H, W, 1 to 4 bands), the last of 2 or 4 alpha."""
-    return Image(pixels, describe_array(pixels, name), None)
+    info = describe_array(pixels, name)
+    scaling, grid = settings.layout(info)
+    return Image(pixels, info, None, scaling, grid, _dtype(info, settings), None)
 
 
-def _ingest(image: Image, folder: Path) -> Source:
-    where = folder / "source.zarr"
-    if isinstance(image.source, Path):
-        return ingest(image.source, where)
-    return ingest_array(image.source, where, image.info.name)
+def _dtype(info: SourceInfo, settings: Settings) -> Depth:
+    """Depth of a canvas that no file format limits."""
+    named: dict[int | None, Depth] = {8: "uint8", 16: "uint16"}
+    return named.get(settings.export.depth, info.dtype)
 
 
-def _plan(source: Source, image: Image, settings: Settings, folder: Path) -> ImageTask:
-    info = source.info
-    scaling, grid = settings.layout(info.width, info.height)
-    dtype = output_dtype(image.output, info.dtype) if image.output else info.dtype
-    cell = (grid.ys.cell, grid.xs.cell)
-    canvas = Canvas.create(folder / "canvas.zarr", grid.width, grid.height, info.bands, dtype, cell)
-    return ImageTask(
-        source=source,
-        scaling=scaling,
-        grid=grid,
-        canvas=canvas,
-        denoise=settings.denoise,
-        steps=settings.steps,
-        sampler=settings.sampler,
-        seed=settings.seed,
-        cfg=settings.cfg,
-        prompt=settings.prompt,
-        dino_strength=settings.dino_strength,
+# ---- a job's folder, source and canvas
+
+
+def _ahead(
+    images: Sequence[Image], open_job: Callable[[Image, Callable[[], bool]], _Job | UpscaleReport]
+) -> Generator[tuple[Image, Callable[[], _Job | UpscaleReport]], None, None]:
+    """Each image with a call that takes its job, which another thread opens while the one before is worked on.
+
+    Jobs that were opened and never taken are closed at the end.
+    """
+    stop = threading.Event()
+    opening: deque[Future[_Job | UpscaleReport]] = deque()
+
+    def take() -> _Job | UpscaleReport:
+        try:
+            job = opening[0].result()
+        except Exception:
+            opening.popleft()
+            raise
+        opening.popleft()
+        return job
+
+    with ThreadPoolExecutor(1, thread_name_prefix="ingest") as thread:
+        try:
+            for image, following in zip_longest(images, images[1:]):
+                if not opening:
+                    opening.append(thread.submit(open_job, image, stop.is_set))
+                if following is not None:
+                    opening.append(thread.submit(open_job, following, stop.is_set))
+                yield image, take
+        finally:
+            stop.set()
+            for job in opening:
+                job.cancel()
+                with suppress(BaseException):
+                    _close_unused(job.result())
+
+
+def _close_unused(job: _Job | UpscaleReport) -> None:
+    if isinstance(job, _Job):
+        job.folder.leave(worth_keeping=bool(job.cells_done))
+
+
+def _open(
+    image: Image,
+    config: UpscaleConfig,
+    settings: Settings,
+    existing: Existing,
+    report: str | None,
+    stop: Callable[[], bool],
+) -> _Job | UpscaleReport:
+    """Open an image's job, new or resumed; if an earlier run has finished it, the report of that."""
+    if image.place is None:
+        return _fill(JobFolder.temporary(_manifest(image, config, {}, report)), image, settings, stop)
+    depth = 8 * np.dtype(image.dtype).itemsize
+    pixels = identity.of_pixels(image.source, config, settings, depth, image.grid.wrap)
+    manifest = _manifest(image, config, pixels, report)
+    folder = JobFolder.open(image.place, manifest, existing)
+    note = folder.manifest.finished
+    if note is not None:
+        if image.output is not None and note["output"] == _state_of(image.output):
+            folder.leave(worth_keeping=True)
+            return UpscaleReport.from_dict(note["report"])
+        folder.leave(worth_keeping=True)
+        folder = JobFolder.open(image.place, manifest, "fresh")
+    return _fill(folder, image, settings, stop)
+
+
+def _fill(folder: JobFolder, image: Image, settings: Settings, stop: Callable[[], bool]) -> _Job:
+    """Have the source and the canvas in a job's folder."""
+    try:
+        if not folder.resumed:
+            _check_room(folder, image, settings)
+        source = _source(folder, image, settings, stop)
+        canvas = _canvas(folder, image)
+        columns = image.grid.xs.n_cells
+        done = sorted(row * columns + column for row, column in canvas.done()) if folder.resumed else []
+    except BaseException:
+        folder.leave(worth_keeping=folder.resumed)
+        raise
+    return _Job(image, folder, source, canvas, tuple(done))
+
+
+def _source(folder: JobFolder, image: Image, settings: Settings, stop: Callable[[], bool]) -> Readable:
+    if isinstance(image.source, np.ndarray):
+        source: Readable = ingest_array(image.source, folder.source, image.info.name, stop)
+    elif folder.resumed and Source.is_whole(folder.source):
+        source = Source.open(folder.source)
+    elif _is_shared(folder, settings):  # the file itself is not seen by every node
+        source = ingest(image.source, folder.source, settings.read, stop)
+    else:
+        source = open_source(image.source, folder.source, settings.read, stop)
+    return Wrapped(source) if image.grid.wrap else source
+
+
+def _is_shared(folder: JobFolder, settings: Settings) -> bool:
+    return settings.shared or places.is_url(folder.place)
+
+
+def _canvas(folder: JobFolder, image: Image) -> Canvas:
+    grid = image.grid
+    wanted = Canvas(
+        folder.canvas, grid.width, grid.height, image.info.bands, image.dtype, (grid.ys.cell, grid.xs.cell)
+    )
+    if folder.resumed and Canvas.is_there(folder.canvas):
+        found = Canvas.open(folder.canvas)
+        if found != wanted:
+            raise UsageError(
+                f"the job in {folder.place} was laid out by another version of dino-ray; --fresh starts over"
+            )
+        found.clean()
+        return found
+    return Canvas.create(
+        *(getattr(wanted, name) for name in ("folder", "width", "height", "bands", "dtype", "cell"))
     )
 
 
+def _check_room(folder: JobFolder, image: Image, settings: Settings) -> None:
+    """Refuse a job that its disk can't hold."""
+    free = places.free_bytes(folder.place)
+    if isinstance(image.source, str) and not _is_shared(folder, settings):
+        source_bytes = needs_bytes(image.source, settings.read)
+    else:
+        source_bytes = stored_bytes(image.info)
+    need = image.canvas_bytes + source_bytes
+    if free is not None and free < need:
+        raise UsageError(
+            f"{folder.place}: the job needs {need / 1e9:,.1f} GB there while it runs, and {free / 1e9:,.1f} GB are "
+            "free; make room, or name a folder on another disk with --job-dir"
+        )
+
+
+def _manifest(image: Image, config: UpscaleConfig, pixels: dict[str, object], report: str | None) -> Manifest:
+    return Manifest(
+        source=image.name,
+        output=str(image.output or ""),
+        cwd=os.getcwd(),
+        config={name: getattr(config, name) for name in sorted(config.model_fields_set)},
+        pixels=pixels,
+        report=report,
+    )
+
+
+def _note_of(image: Image, report: UpscaleReport) -> dict[str, object]:
+    return {"output": _state_of(image.output) if image.output else None, "report": asdict(report)}
+
+
+def _state_of(output: Path) -> list[int] | None:
+    try:
+        facts = output.stat()
+    except OSError:
+        return None
+    return [facts.st_size, facts.st_mtime_ns]
+
+
+def _noting(job: _Job, engine_room: _EngineRoom, listen: Listener) -> Listener:
+    """Passes events on, and keeps in the job's manifest what a resumed run must know."""
+    folder = job.folder
+
+    def note_device(device: str) -> None:
+        devices = folder.manifest.devices
+        if job.cells_done and device not in devices:
+            raise UsageError(
+                f"the job in {folder.place} was made on {' and '.join(devices)}, now {device}, which may round "
+                "otherwise; go on there, or start over with --fresh"
+            )
+        if device not in devices:
+            folder.update(devices=(*devices, device))
+
+    def hear(event: JobEvent) -> None:
+        match event:
+            case ReplicaReady(device=device):
+                engine_room.devices.add(device)
+                note_device(device)
+            case TilePoisoned(tile, reason):
+                folder.update(poisoned={**folder.manifest.poisoned, str(tile): reason})
+            case _:
+                pass
+        listen(event)
+
+    for device in sorted(engine_room.devices):  # of replicas that an earlier image has warmed up
+        note_device(device)
+    return hear
+
+
 @contextmanager
-def _workspace(image: Image) -> Iterator[Path]:
-    """A folder for the source's and the canvas's stores: beside the output, on the disk that must hold it anyway."""
-    # Absolute: workers of a Ray that runs already have working directories of their own.
-    beside = image.output.parent.resolve() if image.output else None
-    with tempfile.TemporaryDirectory(prefix=".dino-ray-", dir=beside, ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
+def _kept_if_cut_short(job: _Job, several: bool) -> Iterator[None]:
+    """Whatever ends the work early: finished cells are kept, and the error says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = _leave(job, several)
+        raise Interrupted(
+            f"interrupted; {kept or 'nothing was done yet, and nothing is left behind'}"
+        ) from None
+    except DinoRayError as error:
+        kept = _leave(job, several)
+        if not kept:
+            raise
+        raise type(error)(f"{error}; {kept}") from error
+    except BaseException:
+        _leave(job, several)
+        raise
+
+
+def _leave(job: _Job, several: bool) -> str:
+    """Close an unfinished job; returns what is kept of it and how to go on, or nothing."""
+    try:
+        done = len(job.canvas.done())
+    except DinoRayError:  # its disk is gone; what is on it is there when the disk is
+        done = 1
+    job.folder.leave(worth_keeping=done > 0)
+    if not (done and job.folder.keeps):
+        return ""
+    again = ", or with the same command" if several else ""
+    return (
+        f"{done:,} of {job.image.grid.n_cells:,} cells of {job.image.info.name} are kept; "
+        f"go on with: dino-ray resume {shlex.quote(job.folder.place)}{again}"
+    )
 
 
 class _EngineRoom:
@@ -192,10 +517,10 @@ class _EngineRoom:
 
     def __init__(self, config: UpscaleConfig, settings: Settings, images: Sequence[Image]) -> None:
         self._config, self._settings = config, settings
-        layouts = [settings.layout(image.info.width, image.info.height) for image in images]
-        self._most_tiles = max(grid.n_tiles for _, grid in layouts)
+        self._most_tiles = max((image.grid.n_tiles for image in images), default=1)
         self._stack = ExitStack()
         self._engine: Engine | None = None
+        self.devices: set[str] = set()
 
     def __enter__(self) -> _EngineRoom:
         return self

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from dino_ray.engine.scheduler import CALLS_PER_REPLICA
@@ -71,7 +70,7 @@ class JobPreview:
         )
 
 
-def preview(source: Path, settings: Settings, workers: int) -> JobPreview:
+def preview(source: str, settings: Settings, workers: int) -> JobPreview:
     """Lay out the job of one image, for a number of replicas.
 
     Raises
@@ -79,17 +78,17 @@ def preview(source: Path, settings: Settings, workers: int) -> JobPreview:
     UsageError
         As the job would, if the source can't be read.
     """
-    info = probe(source)
-    _, grid = settings.layout(info.width, info.height)
+    info = probe(source, settings.read)
+    _, grid = settings.layout(info)
     xs, ys = grid.xs, grid.ys
     overlaps = [
-        a + axis.tile - b for axis in (xs, ys) for a, b in zip(axis.origins, axis.origins[1:], strict=False)
+        axis.origin(i) + axis.tile - axis.origin(i + 1) for axis in (xs, ys) for i in range(len(axis.ramps))
     ]
     calls_per_tile = 2 * settings.steps - 1 if settings.sampler == "heun" else settings.steps
     canvas_bytes = grid.n_cells * xs.cell * ys.cell * SAMPLE_BYTES[info.dtype] * info.bands
     tile_mb = xs.tile * ys.tile * info.bands * UINT16_BYTES / 1e6
     return JobPreview(
-        source=str(source),
+        source=source,
         source_width=info.width,
         source_height=info.height,
         bands=info.bands,

@@ -6,11 +6,14 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dino_ray.config import UpscaleConfig, option_name
 from dino_ray.errors import UsageError
 from dino_ray.plan.geometry import Grid, Scaling, make_grid
+from dino_ray.raster.export import ExportOptions
+from dino_ray.raster.metadata import panorama
+from dino_ray.raster.source import ReadOptions, SourceInfo
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,13 +65,43 @@ class Settings:
     dino_strength: float
     seed: int
 
-    def layout(self, source_w: int, source_h: int) -> tuple[Scaling, Grid]:
-        """Canvas and tiles for a source of this size, source_px."""
-        scaling = Scaling.from_factor(source_w, source_h, self.scale)
-        grid = make_grid(
-            scaling.canvas_w, scaling.canvas_h, tile=self.tile, overlap=self.overlap, multiple=self.multiple
-        )
-        return scaling, grid
+    wrap: Literal["auto", "on", "off"]
+    read: ReadOptions
+    export: ExportOptions
+    shared: bool
+    """Every node of the cluster sees the job directory under the same name."""
+
+    def layout(self, info: SourceInfo) -> tuple[Scaling, Grid]:
+        """Canvas and tiles for a source.
+
+        Raises
+        ------
+        UsageError
+            If its edges are to meet, and can't.
+        """
+        scaling = Scaling.from_factor(info.width, info.height, self.scale)
+        if self.wrap == "off" or (self.wrap == "auto" and not _is_panorama(info)):
+            return scaling, self._grid(scaling, wrap=False)
+        try:
+            return scaling, self._grid(scaling, wrap=True)
+        except UsageError as error:
+            if self.wrap == "on":
+                raise
+            log.warning("%s: is a 360° panorama, whose edges will not quite meet: %s", info.name, error)
+            return scaling, self._grid(scaling, wrap=False)
+
+    def _grid(self, scaling: Scaling, *, wrap: bool) -> Grid:
+        # Only a model's latents tie the circle to a lattice.
+        multiple = 1 if wrap and self.model is None and scaling.canvas_w % self.multiple else self.multiple
+        if wrap:
+            scaling.check_closes(multiple)
+        size = (scaling.canvas_w, scaling.canvas_h)
+        return make_grid(*size, tile=self.tile, overlap=self.overlap, multiple=multiple, wrap=wrap)
+
+
+def _is_panorama(info: SourceInfo) -> bool:
+    found = panorama(info.metadata)
+    return found is not None and found.closes
 
 
 def resolve(config: UpscaleConfig) -> Settings:
@@ -80,6 +113,8 @@ def resolve(config: UpscaleConfig) -> Settings:
         If the model is unknown, or an option that was set can't be honoured by it.
     """
     _check_placement(config)
+    if config.shared and config.job_dir is None:
+        raise UsageError("--shared: says that every node sees the job directory; name it with --job-dir")
     if config.model == NO_MODEL:
         return _without_model(config)
     from dino_ray.diffusion import loading
@@ -120,8 +155,9 @@ def resolve(config: UpscaleConfig) -> Settings:
         dino=dino,
         dino_strength=strength,
         seed=config.seed,
+        **_around(config),
     )
-    settings.layout(1, 1)  # refuses a tile or overlap that this model can't have
+    _check_tiles(settings)
     return settings
 
 
@@ -170,9 +206,31 @@ def _without_model(config: UpscaleConfig) -> Settings:
         dino=None,
         dino_strength=0.0,
         seed=0,
+        **_around(config),
     )
-    settings.layout(1, 1)
+    _check_tiles(settings)
     return settings
+
+
+def _around(config: UpscaleConfig) -> dict[str, Any]:
+    """Settings of what comes before and after the model."""
+    return {
+        "wrap": config.wrap,
+        "read": ReadOptions(page=config.page, to_srgb=config.to_srgb),
+        "export": ExportOptions(
+            format=config.format,
+            quality=config.quality,
+            compression=config.compression,
+            depth=config.depth,
+            pyramid=config.pyramid,
+        ),
+        "shared": config.shared,
+    }
+
+
+def _check_tiles(settings: Settings) -> None:
+    """Refuse a tile or an overlap that the model can't have."""
+    make_grid(1, 1, tile=settings.tile, overlap=settings.overlap, multiple=settings.multiple)
 
 
 def _check_placement(config: UpscaleConfig) -> None:

@@ -197,15 +197,20 @@ def test_an_existing_output_survives_an_export_that_fails(
     output = tmp_path / "out.png"
     output.write_bytes(b"precious")
 
-    def full(*args: object) -> None:
-        raise OSError(28, "No space left on device")
+    replace = os.replace
 
-    monkeypatch.setattr("dino_ray.raster.export.os.replace", full)
+    def full(source: object, target: object, **rest: object) -> None:
+        if str(target) == str(output):
+            raise OSError(28, "No space left on device")
+        replace(source, target, **rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "replace", full)
     result = dino_ray("upscale", photo, "-o", output, *QUICK)
     assert result.exit_code == 1
-    assert "No space left" in result.stderr
+    assert str(output) in result.stderr
+    assert "are kept; go on with: dino-ray resume" in result.stderr
     assert output.read_bytes() == b"precious"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.png", "photo.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.png", "out.png.dino-ray", "photo.png"]
 
 
 def test_progress_as_json_is_one_event_a_line(photo: Path, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_another_images_features_change_the_pixels(face: np.ndarray, tmp_path: P
     config = dino_ray.UpscaleConfig(address="none")
     settings = resolve(config)
     source = ingest_array(reduced(face), tmp_path / "source.zarr")
-    scaling, grid = settings.layout(source.info.width, source.info.height)
+    scaling, grid = settings.layout(source.info)
     canvas = Canvas.create(
         tmp_path / "c.zarr", grid.width, grid.height, 3, "uint8", (grid.ys.cell, grid.xs.cell)
     )

@@ -200,7 +200,10 @@ class ImageStarted:
     name: str
     grid: Grid
     replicas: int
+    """0 if an earlier run has finished all cells."""
     preparation: Timings
+    cells_done: int = 0
+    """By an earlier run."""
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,7 @@ class Replica:
                     lambda rect: _rgb(unit_range(source.read(rect))),
                     source.info.width,
                     source.info.height,
+                    closed=task.grid.wrap,
                 )
         if self._spec.text is not None and task.prompt not in self._text:
             with watch("text"):
@@ -155,9 +156,11 @@ class Replica:
             with watch("steps"):
                 scale = denoiser.description.latent_scale
                 place = Rect(rect.x // scale, rect.y // scale, rect.w // scale, rect.h // scale)
-                field = torch.from_numpy(noise.field(task.seed, latents.shape[1], place))[None].to(device)
+                around = task.grid.xs.period
+                period = around // scale if around else None
+                field = noise.field(task.seed, latents.shape[1], place, period)
                 sigmas = denoiser.sigmas(task.denoise, task.steps, (place.h, place.w))
-                start = denoiser.noised(latents, field, task.denoise)
+                start = denoiser.noised(latents, torch.from_numpy(field)[None].to(device), task.denoise)
                 conditioning = _conditioning(denoiser, task, guide, rect)
                 latents = sample(denoiser, start, sigmas, conditioning, task.sampler)
             with watch("decode"):

@@ -70,6 +70,11 @@ class Canvas:
         height, width, bands = layout.shape
         return cls(str(folder), width, height, bands, layout.dtype, layout.chunk)
 
+    @staticmethod
+    def is_there(folder: str) -> bool:
+        """Whether a folder holds a canvas."""
+        return store.exists(folder)
+
     @property
     def cells(self) -> tuple[int, int]:
         """Number of rows and columns of cells."""

@@ -62,6 +62,11 @@ class Source:
             raise JobError(f"{folder}: holds no whole image; its ingest did not finish")
         return cls(str(folder), from_record(record))
 
+    @staticmethod
+    def is_whole(folder: str) -> bool:
+        """Whether a folder holds an image whose ingest came to its end."""
+        return store.exists(folder) and ingestion.INFO_ATTRIBUTE in store.open_fresh(folder).attrs
+
     def read(self, rect: Rect) -> Pixels:
         """Pixels of a window, which may stick out by any amount: the image's edges are replicated.
 

@@ -127,6 +127,11 @@ def _is_empty(folder: str | Path) -> bool:
         return not any(places.local_path(folder).iterdir())
 
 
+def exists(folder: str | Path) -> bool:
+    """Whether a folder holds an array, whole or not."""
+    return places.exists(places.join(folder, chunks.METADATA))
+
+
 def open_fresh(folder: str | Path) -> PixelStore:
     """Open the array in ``folder`` for reading and writing, its metadata read from storage now.
 

@@ -76,9 +76,13 @@ class _Bars:
                 if stage == "ingest":  # of the next image; the one before may have failed half-way
                     self._clear()
                 self._show_stage(STAGES[stage])
-            case ImageStarted(name=name, grid=grid):
-                self._tiles = self._progress.add_task(f"{name}  tiles", total=grid.n_tiles, note="")
-                self._cells = self._progress.add_task(f"{name}  cells", total=grid.n_cells, note="")
+            case ImageStarted(name=name, grid=grid, cells_done=before):
+                # What tiles are left after an earlier run, the cells tell.
+                tiles = grid.n_tiles if before == 0 else None
+                self._tiles = self._progress.add_task(f"{name}  tiles", total=tiles, note="")
+                self._cells = self._progress.add_task(
+                    f"{name}  cells", total=grid.n_cells, completed=before, note=""
+                )
             case ReplicaReady(replica):
                 self._ready.add(replica)
                 self._show_busy()
@@ -137,8 +141,11 @@ def plain_lines(stream: IO[str]) -> Listener:
         match event:
             case StageStarted(stage):
                 print(STAGES[stage], file=stream, flush=True)
-            case ImageStarted(grid=grid):
-                count, total, tenth = 0, grid.n_cells, 0
+            case ImageStarted(grid=grid, cells_done=before):
+                count, total = before, grid.n_cells
+                tenth = count * 10 // total
+                if before:
+                    print(f"going on from {before:,} of {total:,} cells", file=stream, flush=True)
             case CellDone():
                 count += 1
                 if count * 10 // total > tenth:
@@ -175,7 +182,7 @@ def _plain_fields(event: JobEvent) -> dict[str, Any]:
     if isinstance(event, ImageStarted):
         grid = event.grid
         sizes = {"width": grid.width, "height": grid.height, "tiles": grid.n_tiles, "cells": grid.n_cells}
-        return {"name": event.name, **sizes, "replicas": event.replicas}
+        return {"name": event.name, **sizes, "replicas": event.replicas, "cells_done": event.cells_done}
     values = {f.name: getattr(event, f.name) for f in fields(event) if f.name != "pixels"}
     timings = values.pop("timings", None)
     if timings is not None:

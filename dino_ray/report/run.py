@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dino_ray.engine.protocol import (
@@ -63,6 +63,8 @@ class UpscaleReport:
     overhead: float | None
     """Time from the first tile to the finished output, over ``model_s_per_worker``; 1 is what no system can beat."""
     stages: dict[str, Stage]
+    cells_resumed: int
+    """Of ``cells``, those that an earlier run had finished."""
     tile_calls: int
     retries: int
     poisoned: dict[int, str]
@@ -85,6 +87,13 @@ class UpscaleReport:
         """All of it, as an indented JSON object."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False)
 
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> UpscaleReport:
+        """A report from ``asdict``, which may have been through JSON."""
+        stages = {name: Stage(**stage) for name, stage in record["stages"].items()}
+        poisoned = {int(tile): reason for tile, reason in record["poisoned"].items()}
+        return cls(**{**record, "stages": stages, "poisoned": poisoned})
+
 
 class Bookkeeper:
     """Hears all that happens to one image and sums it up.
@@ -104,6 +113,7 @@ class Bookkeeper:
         self._peaks: dict[str, float] = {}
         self._replicas = 0
         self._grid_sizes = (0, 0)
+        self._cells_before = 0
         self._work: DriveDone | None = None
         self._dino: DinoEffect | None = None
 
@@ -122,7 +132,8 @@ class Bookkeeper:
             case StageStarted(stage):
                 self._end_stage(now)
                 self._stage = (stage, now)
-            case ImageStarted(grid=grid, replicas=replicas, preparation=timings):
+            case ImageStarted(grid=grid, replicas=replicas, preparation=timings, cells_done=before):
+                self._cells_before = before
                 self._replicas, self._grid_sizes = replicas, (grid.n_tiles, grid.n_cells)
                 self._add("replica", timings)
             case TileStarted():
@@ -141,9 +152,20 @@ class Bookkeeper:
                 pass
 
     def report(
-        self, image: Image, canvas: Canvas, config: UpscaleConfig, settings: Settings
+        self,
+        image: Image,
+        canvas: Canvas,
+        config: UpscaleConfig,
+        settings: Settings,
+        poisoned_before: Mapping[str, str],
     ) -> UpscaleReport:
-        """The sum of a finished image; reads the canvas once, for its hash."""
+        """The sum of a finished image; reads the canvas once, for its hash.
+
+        Parameters
+        ----------
+        poisoned_before
+            Tiles that this run or an earlier one had to give up, with the reason.
+        """
         ended = time.monotonic()
         assert self._work is not None
         first_tile = self._first_tile or ended
@@ -155,7 +177,7 @@ class Bookkeeper:
         model = used.pop("model")
         return UpscaleReport(
             output=str(image.output or ""),
-            source=str(image.source) if isinstance(image.source, Path) else image.info.name,
+            source=image.name,
             width=canvas.width,
             height=canvas.height,
             tiles=tiles,
@@ -167,9 +189,11 @@ class Bookkeeper:
             model_s_per_worker=round(per_worker, 3),
             overhead=round((ended - first_tile) / per_worker, 3) if per_worker else None,
             stages={name: Stage(round(s, 3), self._counts[name]) for name, s in self._seconds.items()},
+            cells_resumed=self._cells_before,
             tile_calls=self._work.tile_calls,
             retries=self._work.retries,
-            poisoned=dict(self._work.poisoned),
+            poisoned={int(tile): reason for tile, reason in poisoned_before.items()}
+            | dict(self._work.poisoned),
             canvas_sha256=canvas.sha256(),
             peak_rss_mb={role: round(mb, 1) for role, mb in self._peaks.items()},
             model=model,

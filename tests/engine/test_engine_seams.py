@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from grf import GrfDenoiser, make_field, seam_energy_ratio
+from grf import GrfDenoiser, make_field, meridian_mask, seam_energy_ratio
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from dino_ray.engine.drive import drive
 from dino_ray.engine.local import LocalEngine
@@ -71,6 +73,22 @@ def test_seams_have_the_energy_of_a_whole_image_pass(tmp_path: Path, denoise: fl
     assert lost < -0.25
 
 
+@pytest.mark.parametrize("overlap", [16, 32, 64])
+def test_the_seam_of_a_panorama_at_180_degrees_has_the_energy_of_a_whole_image_pass(
+    tmp_path: Path, overlap: int
+) -> None:
+    side, denoise = 3 * (TILE - overlap), 0.6  # three tiles around, at exactly this overlap
+    panorama = make_field(side, seed=1, closed=True)
+    around = grid_of(side, TILE, overlap, wrap=True)
+    assert around.xs.n_tiles == len(around.xs.ramps) == 3
+    merged = refined(tmp_path / "around", panorama, around, denoise, GrfDenoiser())
+    one_tile = grid_of(side, -(-side // 16) * 16, 0)
+    whole = refined(tmp_path / "whole", panorama, one_tile, denoise, GrfDenoiser(closed=True))
+    kept = [seam_energy_ratio(merged, whole, around, meridian_mask(around, seam)) - 1 for seam in range(3)]
+    log.info("overlap %d: %s %%, that at 180° last", overlap, [f"{100 * ratio:+.2f}" for ratio in kept])
+    assert all(abs(ratio) < 0.005 for ratio in kept)
+
+
 @pytest.mark.parametrize("turn", [24, 1, 95])
 @pytest.mark.parametrize(("scale", "overlap"), [(2, 16), (2, 0), (1, 32), (4, 16)])
 def test_a_panorama_turned_before_is_the_panorama_turned_after(
@@ -82,3 +100,21 @@ def test_a_panorama_turned_before_is_the_panorama_turned_after(
     turned = made(tmp_path / "before", np.roll(panorama, turn, axis=1), grid, spec)
     expected = np.roll(made(tmp_path / "after", panorama, grid, spec), turn * scale, axis=1)
     np.testing.assert_array_equal(turned, expected)
+
+
+def test_the_features_of_a_panorama_close_and_those_of_another_image_do_not(tmp_path: Path) -> None:
+    class Means:
+        name, patch, dim = "means", 14, 3
+
+        def __call__(self, pixels: Tensor) -> Tensor:
+            return avg_pool2d(pixels, self.patch).permute(0, 2, 3, 1)
+
+    source = ingest_array(np.full((40, 100, 3), 128, np.uint8), tmp_path / "source.zarr")
+    canvas = Canvas.create(tmp_path / "canvas.zarr", 192, 80, 3, "uint8", (16, 16))
+    with LocalEngine(ReplicaSpec(Lanczos, dino=Means)) as engine:
+        for wrap, readable in ((True, Wrapped(source)), (False, source)):
+            grid = make_grid(192, 80, tile=64, overlap=16, multiple=16, wrap=wrap)
+            task = ImageTask(readable, Scaling(100, 40, 192, 80), grid, canvas, dino_strength=1)
+            guide, _ = engine.prepare(task)
+            features = guide.features
+            assert (features.coarse.closed, features.fine.closed) == (wrap, wrap)

@@ -26,6 +26,7 @@ __all__ = [
     "ExportOptions",
     "check_output",
     "compressions",
+    "default_suffix",
     "export",
     "known_formats",
     "known_suffixes",
@@ -53,6 +54,11 @@ def known_suffixes() -> list[str]:
 def known_formats() -> list[str]:
     """What ``ExportOptions.format`` may be."""
     return [form.key for form in _FORMATS]
+
+
+def default_suffix(key: str | None) -> str:
+    """Suffix of a format by its key; of PNG where none is named."""
+    return next(form.suffixes[0] for form in _FORMATS if form.key == (key or png.FORMAT.key))
 
 
 def compressions() -> dict[str, list[str]]:

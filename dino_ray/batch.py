@@ -1,0 +1,126 @@
+"""What one command works on: images checked together before any work, run together, and reported together."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dino_ray.config import UpscaleConfig
+from dino_ray.engine.protocol import Listener
+from dino_ray.errors import DinoRayError, UsageError
+from dino_ray.files import check_place, write_whole
+from dino_ray.job import Finished, Image, check_file, upscale_images
+from dino_ray.jobfolder import Existing
+from dino_ray.places import is_url
+from dino_ray.report.run import UpscaleReport
+from dino_ray.resolve import Settings, resolve
+
+
+@dataclass
+class Batch:
+    """Images to upscale with one config, and what became of them.
+
+    Attributes
+    ----------
+    failures
+        Sources that could not be upscaled, with the reason; the others are done once ``run`` returns.
+    """
+
+    config: UpscaleConfig
+    settings: Settings
+    images: list[Image]
+    report: Path | None
+    existing: Existing
+    strict: bool
+    several: bool
+    failures: list[tuple[str, DinoRayError]] = field(default_factory=list)
+
+    @classmethod
+    def check(
+        cls,
+        pairs: Sequence[tuple[str, Path]],
+        config: UpscaleConfig,
+        *,
+        report: Path | None = None,
+        existing: Existing = "resume",
+        strict: bool = False,
+        before_outputs: Callable[[], None] = lambda: None,
+    ) -> Batch:
+        """Look at all that is asked for, before any work.
+
+        Parameters
+        ----------
+        pairs
+            Source and output of each image.
+        report
+            Where the report goes, if anywhere.
+        strict
+            Whether one image that can't be upscaled stops the others.
+        before_outputs
+            Makes the folders of the outputs; called when all else is known to be right.
+
+        Raises
+        ------
+        UsageError
+            If an option can't be honoured, or the only image, or with ``strict`` any, can't be read or written.
+        """
+        if report is not None:
+            check_place(report, "--report")
+            local = [file for source, output in pairs for file in (source, output) if not is_url(file)]
+            if any(os.path.realpath(report) == os.path.realpath(file) for file in local):
+                raise UsageError(f"--report {report}: is an input or an output; name another file")
+        settings = resolve(config)
+        several = len(pairs) > 1
+        before_outputs()
+        batch = cls(config, settings, [], report, existing, strict, several)
+        for source, output in pairs:
+            try:
+                batch.images.append(check_file(source, output, config, settings, several=several))
+            except UsageError as error:
+                if strict or not several:
+                    raise
+                batch.failures.append((source, error))
+        return batch
+
+    def run(self, listen: Listener, finished: Finished, started: float) -> None:
+        """Upscale the images; adds to ``failures``, and writes the report whatever happens.
+
+        Parameters
+        ----------
+        listen, finished, started
+            As of ``upscale_images``.
+        """
+        reports: list[UpscaleReport] = []
+
+        def note(image: Image, canvas: Any, report: UpscaleReport) -> None:
+            reports.append(report)
+            finished(image, canvas, report)
+
+        try:
+            failed = upscale_images(
+                self.images,
+                self.config,
+                self.settings,
+                listen,
+                note,
+                started,
+                existing=self.existing,
+                strict=self.strict,
+                several=self.several,
+                report=str(self.report.absolute()) if self.report else None,
+            )
+            self.failures += [(image.name, error) for image, error in failed]
+        finally:  # what was done before an interruption is reported too
+            self._write_report(reports)
+
+    def _write_report(self, reports: Sequence[UpscaleReport]) -> None:
+        if self.report is None or not (reports or self.failures):
+            return
+        said: list[dict[str, Any]] = [asdict(report) for report in reports]
+        said += [{"source": name, "error": str(error)} for name, error in self.failures]
+        body = json.dumps(said if self.several else said[0], indent=2, ensure_ascii=False)
+        write_whole(self.report, (body + "\n").encode(errors="backslashreplace"), "--report")
