@@ -17,11 +17,10 @@ import numpy.typing as npt
 import pyvips
 
 from dino_ray.errors import UsageError
-from dino_ray.raster import colour, samples, tiff_layout, whole
+from dino_ray.raster import colour, metadata, samples, tiff_layout, whole
 from dino_ray.raster.info import AS_IS, ReadOptions
 from dino_ray.raster.inputs import Input, open_input
 from dino_ray.raster.metadata import Metadata
-from dino_ray.raster.metadata import read as read_metadata
 from dino_ray.raster.rows import decoded_bands
 from dino_ray.raster.samples import Span
 from dino_ray.raster.store import Depth
@@ -192,13 +191,20 @@ def _opened(file: Input, options: ReadOptions, span: Span | None, access: str) -
         dtype=_DEPTHS[plain.image.format],
         icc=plain.icc,
         dpi=_dpi(image),
-        metadata=read_metadata(image),
+        metadata=_metadata(file, image, first_of_tiff=is_tiff and page == 0),
         notes=(*_page_notes(pages, tiff, options), *plain.notes),
         unmeasured=unmeasured,
         kind=kind,
         untouched=plain.image is image,
         tiff=tiff,
     )
+
+
+def _metadata(file: Input, image: VipsImage, first_of_tiff: bool) -> Metadata:
+    if not first_of_tiff:
+        return metadata.read(image)
+    with closing(file.stream()) as stream:  # libvips finds no EXIF in a TIFF
+        return metadata.read_tiff(stream)
 
 
 def _load(file: Input, access: str, fail_on: str, **options: Any) -> VipsImage:

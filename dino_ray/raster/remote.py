@@ -61,7 +61,7 @@ class RemoteFile:
         self.shown = redacted(url)
         self.name = unquote(urlsplit(self.shown.split("::")[0]).path.rpartition("/")[2]) or self.shown
         self._lock = threading.Lock()
-        self._error: Exception | None = None
+        self._error: DinoRayError | None = None
         self._streams: list[Any] = []
         self._file: Any = None
         try:
@@ -91,9 +91,7 @@ class RemoteFile:
 
     def failure(self) -> DinoRayError | None:
         """Why bytes did not come."""
-        if self._error is None:
-            return None
-        return JobError(f"{self.shown}: could not be read to its end: {explained(self._error)}")
+        return self._error
 
     def close(self) -> None:
         """Let go of connections and blocks; pyvips keeps callbacks, and so this object, for good."""
@@ -104,14 +102,28 @@ class RemoteFile:
             self._file, self._streams = None, []
 
     def read_at(self, offset: int, length: int) -> bytes:
-        """Bytes of a file that can be read in parts."""
+        """Bytes of a file that can be read in parts.
 
-        def read() -> bytes:
+        Raises
+        ------
+        JobError
+            If they cannot be had.
+        """
+        try:
+            return self._fetched(offset, length)
+        except Exception as error:
+            raise self._lost(error) from None
+
+    def _fetched(self, offset: int, length: int) -> bytes:
+        def fetch() -> bytes:
             self._file.seek(offset)
             return cast(bytes, self._file.read(length))
 
         with self._lock:
-            return self._patiently(read)
+            return self._patiently(fetch)
+
+    def _lost(self, error: Exception) -> JobError:
+        return JobError(f"{self.shown}: could not be read to its end: {explained(error)}")
 
     def _patiently(self, ask: Callable[[], T]) -> T:
         """Ask again if the connection fails, not if the answer is no."""
@@ -153,7 +165,7 @@ class RemoteFile:
         if self.size is None or self.size <= _BLOCK_BYTES or not self.shown.startswith(_WEB):
             return True
         try:
-            self.read_at(self.size - 1, 1)
+            self._fetched(self.size - 1, 1)
         except ValueError:  # fsspec's word for it
             return False
         return True
@@ -166,7 +178,7 @@ class RemoteFile:
         return _Stream(stream)
 
     def _failed(self, error: Exception) -> None:
-        self._error = self._error or error
+        self._error = self._error or (error if isinstance(error, DinoRayError) else self._lost(error))
 
 
 class _Stream(io.RawIOBase):

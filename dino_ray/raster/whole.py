@@ -64,13 +64,34 @@ def check_memory(image: VipsImage, shown: str) -> None:
     UsageError
         With the kind of file, what it takes, what there is, and what to do.
     """
-    needed, free = bytes_needed(image), available_bytes()
+    kind = kind_of(image)
+    check_fits(
+        bytes_needed(image),
+        f"{shown}: is a {kind} of {image.width:,} × {image.height:,}, which can only be decoded whole",
+        _WORKAROUNDS.get(kind, "save it as a tiled TIFF on a larger machine"),
+    )
+
+
+def check_fits(needed: int, what: str, instead: str) -> None:
+    """Refuse what takes more memory than there is.
+
+    Parameters
+    ----------
+    needed
+        In bytes.
+    what, instead
+        The message's beginning, and the way out at its end.
+
+    Raises
+    ------
+    UsageError
+        With what it takes and what there is.
+    """
+    free = available_bytes()
     if free is not None and needed > free:
-        kind = kind_of(image)
         raise UsageError(
-            f"{shown}: is a {kind} of {image.width:,} × {image.height:,}, which can only be decoded whole; that "
-            f"takes {needed / _GIGABYTE:.1f} GB of memory and {free / _GIGABYTE:.1f} GB are free: "
-            f"{_WORKAROUNDS.get(kind, 'save it as a tiled TIFF on a larger machine')}"
+            f"{what}; that takes {needed / _GIGABYTE:.1f} GB of memory and {free / _GIGABYTE:.1f} GB are free: "
+            f"{instead}"
         )
 
 

@@ -16,8 +16,8 @@ import numpy.typing as npt
 import pyvips
 import tifffile
 
-from dino_ray.errors import DinoRayError, JobError, UsageError
-from dino_ray.raster import inputs, samples
+from dino_ray.errors import DinoRayError, UsageError
+from dino_ray.raster import inputs, samples, whole
 from dino_ray.raster.inputs import Input
 from dino_ray.raster.metadata.directory import (
     LONG,
@@ -30,24 +30,18 @@ from dino_ray.raster.metadata.directory import (
     write_directory,
 )
 from dino_ray.raster.samples import Span
+from dino_ray.raster.vips import one_line
 
 _LAYOUT = Layout("<", big=True)
 _HEADER = b"II" + struct.pack("<HHHQ", 43, 8, 0, 16)
 _SAMPLE_BYTES = 2
-_STRIP_BYTES = (
-    2**20
-)  # of rows that can be cut anywhere; their doubles, and copies of these, take 16 times that
+_STRIP_BYTES = 2**20  # of rows that can be cut anywhere; as doubles, with copies, they take 16 times that
+_COPIES = 4  # alive at a time: rows compressed, decoded, interleaved, scaled
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
 _STRIP_OFFSETS, _ORIENTATION, _SAMPLES, _ROWS, _STRIP_COUNTS = 273, 274, 277, 278, 279
-_X_RESOLUTION, _Y_RESOLUTION, _PLANAR, _RESOLUTION_UNIT, _EXTRA_SAMPLES, _SAMPLE_FORMAT = (
-    282,
-    283,
-    284,
-    296,
-    338,
-    339,
-)
+_X_RESOLUTION, _Y_RESOLUTION, _PLANAR, _RESOLUTION_UNIT = 282, 283, 284, 296
+_EXTRA_SAMPLES, _SAMPLE_FORMAT = 338, 339
 _BLOCKS = {700: UNDEFINED, 33723: UNDEFINED, 34675: UNDEFINED}  # XMP, IPTC, ICC
 _KINDS = {"f": "floating-point", "i": "signed 64-bit", "u": "64-bit"}
 _TAKEN = (1, 2)  # photometric: grey, RGB
@@ -73,13 +67,14 @@ class WideTiff:
 
     def __init__(self, file: Input, page: int, span: Span | None) -> None:
         self._file, self._span = file, span or samples.UNIT
-        self.measured = span is not None
         self.shown, self.name, self.size = file.shown, file.name, file.size
-        self._error: Exception | None = None
-        self._tiff = tifffile.TiffFile(file.stream())
+        self._error: DinoRayError | None = None
+        self._stream = file.stream()
+        self._tiff = tifffile.TiffFile(self._stream)
         self._page: Any = self._tiff.pages[page]
         self._check()
         self._rows = self._strip_rows()
+        self._check_memory()
         self._head = self._directory()
         self._strip: tuple[int, bytes] = (-1, b"")
 
@@ -96,7 +91,13 @@ class WideTiff:
     def bands(self) -> Generator[npt.NDArray[Any], None, None]:
         """Rows as they are, from top to bottom: (rows, columns, samples) of 64 bits."""
         for y in range(0, self._page.imagelength, self._rows):
-            yield self._decoded(y)
+            try:
+                pixels = self._decoded(y)
+            except DinoRayError:
+                raise
+            except Exception as error:  # every codec has errors of its own
+                raise self._damaged(error) from error
+            yield pixels
 
     def vips_source(self) -> pyvips.Source:
         """The stand-in."""
@@ -110,13 +111,12 @@ class WideTiff:
 
     def failure(self) -> DinoRayError | None:
         """Why bytes did not come."""
-        if self._error is None or isinstance(self._error, DinoRayError):
-            return self._error or self._file.failure()
-        return JobError(f"{self.shown}: is truncated or damaged ({self._error}); get a whole copy")
+        return self._error or self._file.failure()
 
     def close(self) -> None:
         """Let go of the file."""
         self._tiff.close()
+        self._stream.close()
         self._file.close()
         self._strip = (-1, b"")
 
@@ -146,6 +146,15 @@ class WideTiff:
         if page.is_contiguous:  # and uncompressed: can be cut anywhere
             return max(1, min(int(page.imagelength), _STRIP_BYTES // self._row_bytes))
         return int(min(page.rowsperstrip, page.imagelength))
+
+    def _check_memory(self) -> None:
+        """Rows that cannot be cut may be many: some programs compress an image in one strip."""
+        row = self._page.imagewidth * self._page.samplesperpixel * self._page.dtype.itemsize
+        whole.check_fits(
+            int(self._rows * row * _COPIES),
+            f"{self.shown}: its strips or tiles are {self._rows:,} rows high, which must be decoded at once",
+            "save it in lower strips or without compression",
+        )
 
     def _directory(self) -> bytes:
         """Header and directory of the stand-in, whose strips follow one another behind them."""
@@ -243,7 +252,10 @@ class WideTiff:
         return data
 
     def _failed(self, error: Exception) -> None:
-        self._error = self._error or error
+        self._error = self._error or (error if isinstance(error, DinoRayError) else self._damaged(error))
+
+    def _damaged(self, error: Exception) -> UsageError:
+        return UsageError(f"{self.shown}: is truncated or damaged ({one_line(error)}); get a whole copy")
 
 
 def _numbers(tag: int, kind: int, *values: int) -> Field:

@@ -175,6 +175,14 @@ def test_what_is_decoded_by_rows_needs_no_memory_to_speak_of(tmp_path, monkeypat
     ingest(tmp_path / name, tmp_path / "s")
 
 
+def test_64_bit_rows_that_cannot_be_cut_are_refused_if_they_do_not_fit(tmp_path, monkeypatch):
+    tifffile.imwrite(
+        tmp_path / "a.tif", noise().astype("float64"), photometric="rgb", compression="zlib", rowsperstrip=200
+    )
+    monkeypatch.setattr(whole, "available_bytes", lambda: 200 * 300 * 3 * 8)
+    assert "strips or tiles are 200 rows high" in refused(tmp_path / "a.tif", tmp_path / "s")
+
+
 def test_memory_is_what_the_machine_and_the_control_group_leave(tmp_path, monkeypatch):
     limit, used = tmp_path / "max", tmp_path / "current"
     used.write_text("300\n")

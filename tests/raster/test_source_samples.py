@@ -148,6 +148,17 @@ def test_64_bits_that_end_early_are_refused(tmp_path, layout, kept):
         ingest(path, tmp_path / "s")
 
 
+def test_64_bits_that_are_damaged_inside_are_refused(tmp_path):
+    path = write(tmp_path / "a.tif", RNG.random((75, 90, 3)), compression="zlib", rowsperstrip=16)
+    with tifffile.TiffFile(path) as tiff:
+        offset = tiff.pages[0].dataoffsets[2]
+    data = bytearray(path.read_bytes())
+    data[offset : offset + 2] = b"\xff\xff"  # no longer a deflate stream
+    path.write_bytes(data)
+    with pytest.raises(UsageError, match=r"a\.tif: is truncated or damaged"):
+        ingest(path, tmp_path / "s")
+
+
 def test_complex_samples_are_refused(tmp_path):
     with pytest.raises(UsageError, match="not taken"):
         ingest(write(tmp_path / "a.tif", RNG.random((9, 9)).astype("complex64")), tmp_path / "s")
@@ -289,11 +300,17 @@ def test_a_palette_tiff_is_expanded(tmp_path):
     )
 
 
-def test_exif_xmp_and_iptc_are_known_and_found_again(tmp_path):
+@pytest.mark.parametrize("suffix", ["jpg", "tif", "png", "webp"])
+def test_exif_and_xmp_are_known_and_found_again(tmp_path, suffix):
     exif = Image.Exif()
     exif[0x010F] = "Maker"
-    Image.fromarray(colours("uint8", 3)).save(tmp_path / "a.jpg", exif=exif, xmp=b"<x:xmpmeta/>")
-    source = ingest(tmp_path / "a.jpg", tmp_path / "s")
+    packet = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"/>'
+    if suffix == "tif":
+        exif[700] = packet
+    options = {} if suffix == "tif" else {"xmp": packet}
+    Image.fromarray(colours("uint8", 3)).save(tmp_path / f"a.{suffix}", exif=exif, **options)
+    source = ingest(tmp_path / f"a.{suffix}", tmp_path / "s")
     assert b"Maker" in source.info.metadata.exif
-    assert source.info.metadata.xmp == b"<x:xmpmeta/>"
+    if suffix != "png":  # Pillow writes none there
+        assert source.info.metadata.xmp == packet
     assert Source.open(tmp_path / "s") == source
