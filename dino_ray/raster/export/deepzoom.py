@@ -9,7 +9,7 @@ from dino_ray.errors import UsageError
 from dino_ray.files import check_place
 from dino_ray.raster.canvas import Canvas
 from dino_ray.raster.export.formats import LIBVIPS_MAX_SIDE, Compression, Format, Labels, Settings
-from dino_ray.raster.export.place import remove, replace_file, replace_folder
+from dino_ray.raster.export.place import flush, remove, replace_folder
 from dino_ray.raster.export.vips_image import save_tiles_with
 
 # Tiles of 256 with what they share: one pixel of each neighbour, so that viewers which scale tiles one by one show
@@ -53,9 +53,10 @@ def save(canvas: Canvas, labels: Labels, settings: Settings, path: str) -> None:
 
 def place(partial: str, target: str) -> None:
     """Move tiles, then the index that names them, to where they belong."""
+    index = os.path.join(partial, _NAME + _SUFFIX)
+    flush(index)  # what can fail, before anything is replaced
     replace_folder(os.path.join(partial, _NAME + _TILES), tiles_folder(target))
-    replace_file(os.path.join(partial, _NAME + _SUFFIX), target)
-    remove(partial)
+    os.replace(index, target)
 
 
 def tiles_folder(path: str) -> str:

@@ -64,6 +64,8 @@ class Field:
     @property
     def data(self) -> bytes:
         """The values, little-endian."""
+        if isinstance(self.values, bytes):  # a profile or a packet, of perhaps megabytes
+            return self.values
         return struct.pack(f"<{len(self.values)}{_CODES[self.kind]}", *self.values)
 
 

@@ -22,18 +22,22 @@ def beside(target: str) -> Iterator[str]:
 
 def replace_file(partial: str, target: str) -> None:
     """Give a finished file its name, in one step."""
-    # A power cut must not leave the new name with nothing behind it.
-    descriptor = os.open(partial, os.O_RDONLY)
+    flush(partial)
+    os.replace(partial, target)
+
+
+def flush(path: str) -> None:
+    """Put a file's bytes on the disk: a power cut must not leave a new name with nothing behind it."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    os.replace(partial, target)
 
 
 def replace_folder(partial: str, target: str) -> None:
     """Give a finished folder its name; an older one is moved aside, and gone once the new one is in place."""
-    os.sync()  # as in `replace_file`, for thousands of files at once
+    os.sync()  # as `flush`, for thousands of files at once
     if not os.path.lexists(target):
         os.rename(partial, target)
         return

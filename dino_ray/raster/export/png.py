@@ -16,7 +16,7 @@ _FILTER = "paeth"
 def save(canvas: Canvas, labels: Labels, settings: Settings, path: str) -> None:
     """Write a PNG that is not interlaced, for interlacing makes writer and readers hold the whole image."""
     options = {"compression": int(settings.compression), "filter": _FILTER, "keep": kept(labels)}
-    save_with(canvas, labels, path, lambda image: image.pngsave(path, **options))
+    save_with(canvas, labels, path, lambda image: image.pngsave(path, **options), png=True)
 
 
 FORMAT = Format(

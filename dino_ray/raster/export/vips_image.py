@@ -16,9 +16,11 @@ _MM_PER_INCH = 25.4
 _UNSTATED_DPI = (72.0, 72.0)  # what programs assume for, and libvips writes into, files that say nothing
 
 
-def save_with(canvas: Canvas, labels: Labels, path: str, write: Callable[[VipsImage], None]) -> None:
+def save_with(
+    canvas: Canvas, labels: Labels, path: str, write: Callable[[VipsImage], None], png: bool = False
+) -> None:
     """Stream the canvas, with its labels, into one of libvips' writers of files; see `pull`."""
-    pull(canvas, lambda image: write(_labelled(metadata.reserve(image, labels.metadata), labels)))
+    pull(canvas, lambda image: write(_labelled(metadata.reserve(image, labels.metadata, png), labels)))
     metadata.complete(path, labels.metadata)
 
 
