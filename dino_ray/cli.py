@@ -119,7 +119,7 @@ def _option(name: str) -> Callable[[Any], Any]:
         return click.option(both, name, default=None, help=field.description)
     shown = field.default
     if shown is None:
-        shown = "" if "Default" in (field.description or "") else "what suits the model or format"
+        shown = "" if "Default" in (field.description or "") else "what suits the model"
     default = f"  [default: {shown}]" if shown != "" else ""
     bare: dict[str, Any] = {"is_flag": False, "flag_value": "on"} if name == "wrap" else {}
     return click.option(

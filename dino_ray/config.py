@@ -85,22 +85,28 @@ class UpscaleConfig(BaseModel):
         "auto: where the file's GPano metadata say so.",
     )
     page: int | None = Field(
-        default=None, ge=1, le=1_000_000, description="Page or frame of a file that has several."
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="Page or frame of a file that has several. Default: the first.",
     )
     to_srgb: bool = Field(
         default=False, description="Convert to sRGB through the file's colour profile, instead of keeping it."
     )
     format: Literal["png", "jpeg", "webp", "tiff", "dzi", "ome-zarr"] | None = Field(
-        default=None, description="Format of the output, where its suffix is not to tell."
+        default=None, description="Format of the output. Default: by its suffix."
     )
     quality: int | None = Field(
         default=None,
         ge=1,
         le=100,
-        description="Of lossy output: JPEG, WebP, TIFF compressed by these, Deep Zoom.",
+        description="Of lossy output: JPEG, WebP, TIFF compressed by these, Deep Zoom. Default: what suits the format.",
     )
-    compression: Literal["none", "deflate", "lzw", "jpeg", "webp", "zstd"] | None = Field(
-        default=None, description="Within a TIFF; within OME-Zarr none or zstd."
+    compression: str | None = Field(
+        default=None,
+        min_length=1,
+        description="TIFF: deflate, none, lzw, zstd, jpeg, webp. PNG: 3, and 0 to 9. WebP: lossy, lossless. Deep Zoom: "
+        "jpeg, png, webp. OME-Zarr: blosc, zstd, gzip, none. Default: the first of these.",
     )
     depth: Depth | None = Field(
         default=None,
@@ -117,7 +123,10 @@ class UpscaleConfig(BaseModel):
         default="auto", description="Model replicas. auto: one per GPU, or as many as the CPUs carry."
     )
     gpus_per_worker: float | None = Field(
-        default=None, gt=0, le=16, description="GPUs that each replica holds; a fraction shares one."
+        default=None,
+        gt=0,
+        le=16,
+        description="GPUs that each replica holds; a fraction shares one. Default: one, where there are any.",
     )
     threads: int = Field(
         default=1, ge=1, le=256, description="CPU threads per replica; fixed, since pixels can depend on it."
