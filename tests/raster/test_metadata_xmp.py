@@ -111,12 +111,18 @@ def test_thumbnails_go_and_nothing_else_does():
     assert updated(with_them) == packet(after, BEFORE, inside=title)
 
 
-def test_other_pictures_that_this_one_was_made_from_keep_their_numbers():
+@pytest.mark.parametrize("root", ["rdf:li", "rdf:RDF"])
+def test_other_pictures_that_this_one_was_made_from_keep_their_numbers(root):
     inner = packet({"tiff:Orientation": "6", "tiff:ImageWidth": "10"}, {"tiff:ImageWidth"})
     inner = inner.removeprefix(HEAD).removesuffix(TAIL)
     text = packet(
-        {}, inside=f"<xmp:Ingredients><rdf:Bag><rdf:li>{inner}</rdf:li></rdf:Bag></xmp:Ingredients>"
+        {}, inside=f"<xmp:Ingredients><rdf:Bag><{root}>{inner}</{root}></rdf:Bag></xmp:Ingredients>"
     )
+    assert updated(text) == text
+
+
+def test_what_has_parts_is_no_number():
+    text = packet({}, inside="<tiff:Orientation>6<rdf:value>6</rdf:value></tiff:Orientation>")
     assert updated(text) == text
 
 
