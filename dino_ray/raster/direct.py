@@ -75,11 +75,6 @@ class DirectSource:
         """
         return read_replicated(rect, self.info.width, self.info.height, _reader(self).read)
 
-    @property
-    def stored_bytes(self) -> int:
-        """Disk that it takes beside the file: none."""
-        return 0
-
 
 def direct_source(path: str | Path, options: ReadOptions, opened: Opened) -> DirectSource | None:
     """A file as a `DirectSource`, or None if it has to be ingested.

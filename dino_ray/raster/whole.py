@@ -53,7 +53,9 @@ def bytes_needed(image: VipsImage) -> int:
         return pixels * bands * sample_bytes
     if kind == "HEIF/AVIF":  # luma and chroma, and the RGB made of them
         return pixels * (bands + 3) * sample_bytes
-    return pixels * 4 if kind else 0  # frames of WebP and GIF are RGBA
+    if kind == "WebP":  # a frame, and the RGBA that it is put on
+        return pixels * (bands + 4)
+    return pixels * 4 if kind else 0  # a GIF's RGBA
 
 
 def check_memory(image: VipsImage, shown: str) -> None:
