@@ -20,7 +20,7 @@ CALLS_PER_REPLICA = 2
 TRIES = 3
 """A tile that failed this often on replicas that were otherwise well is poison."""
 
-MERGES_BEHIND = 4
+MERGES_BEHIND = 1
 """Merges per replica that may wait for their turn before no more tiles are started: a store full of tiles that
 merges are too slow for helps nobody."""
 

@@ -46,7 +46,7 @@ REPORT_MB = 1e6
 ROLES = ("driver", "replica", "merge")
 OTHER_ROLES = ("raylet", "gcs_server", "idle worker", "other")
 
-OUTPUT_OPTIONS: tuple[str, ...] = ()
+OUTPUT_OPTIONS = ("--compression", "jpeg", "--pyramid")
 
 VIPS = """
 import sys, pyvips

@@ -55,8 +55,8 @@ def connect(address: str) -> bool:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # A failed call is answered by the scheduler; Ray would print its traceback as well.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
-    # Merged tiles leave the store this often, not once a second: what lies there counts as every worker's memory.
-    os.environ.setdefault("RAY_free_objects_period_milliseconds", "100")
+    # Merged tiles leave the store one by one, not once a second: what lies there counts as every worker's memory.
+    os.environ.setdefault("RAY_free_objects_batch_size", "1")
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address == "local":
         options["include_dashboard"] = False  # nobody looks at it, and it would listen
