@@ -7,7 +7,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dino_ray.engine.scheduler import CALLS_PER_REPLICA, TRIES, Scheduler
+from dino_ray.engine.scheduler import CALLS_PER_REPLICA, MERGES_BEHIND, TRIES, Scheduler
 from dino_ray.plan.geometry import Grid, make_grid
 
 MERGES = 3
@@ -143,6 +143,21 @@ def test_work_goes_to_the_least_loaded_replica() -> None:
     assert scheduler.next_tiles() == []
 
 
+def test_tiles_do_not_pile_up_when_merges_are_slow() -> None:
+    scheduler = Scheduler(make_grid(640, 640, tile=64, overlap=0, multiple=16))
+    scheduler.replica_ready(0)
+    finished = 0
+    while calls := scheduler.next_tiles():
+        for call, _ in calls:
+            scheduler.tile_done(call.tile, 0)
+        finished += len(calls)
+    assert finished <= MERGES_BEHIND + CALLS_PER_REPLICA
+    for cells in scheduler.next_merges(at_once=99):
+        for cell in cells:
+            scheduler.cell_done(cell)
+    assert scheduler.next_tiles(), "merges have caught up"
+
+
 def test_a_tile_that_fails_on_every_try_becomes_poison_and_is_asked_for_as_base() -> None:
     scheduler = wide()
     scheduler.replica_ready(0)
@@ -152,6 +167,9 @@ def test_a_tile_that_fails_on_every_try_becomes_poison_and_is_asked_for_as_base(
     for _ in range(TRIES):
         verdicts.append(scheduler.tile_lost(victim, 0, "it hurts", died=False))
         scheduler.tile_done(calls[1][0].tile, 0)
+        for cells in scheduler.next_merges(at_once=99):
+            for cell in cells:
+                scheduler.cell_done(cell)
         calls = scheduler.next_tiles()
         assert calls[0][0].tile == victim, "a failed tile goes first again"
     assert verdicts == [False] * (TRIES - 1) + [True]
