@@ -88,6 +88,14 @@ def test_lossless_grey_webp_has_equal_bands(tmp_path):
     assert_same(from_pillow(path), np.repeat(pixels, 3, axis=2))
 
 
+@pytest.mark.slow
+def test_lossy_webp_holds_a_large_picture(tmp_path):
+    """Detail everywhere: modes of this many blocks overflow the format's room for them if libwebp does not care."""
+    pixels = np.tile(waves(3, 128, 128) // 2 + noise(3, "uint8", 128, 128) // 2, (64, 64, 1))
+    path = exported(tmp_path, pixels, "out.webp")
+    assert Image.open(path).size == (8192, 8192)
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "webp", "tif", "dzi"])
 def test_quality_is_heeded(tmp_path, suffix):
     options = {"compression": "jpeg"} if suffix == "tif" else {}

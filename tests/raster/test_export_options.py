@@ -158,3 +158,11 @@ def test_what_is_too_large_for_a_format_goes_into_the_others(tmp_path):
     assert message.endswith("name a .png, .tif, .dzi or .ome.zarr output instead")
     for name in ("a.png", "a.tif", "a.dzi", "a.ome.zarr"):
         allowed(tmp_path / name, width=70_000, height=70_000)
+
+
+def test_a_lossy_webp_of_more_pixels_than_its_encoder_is_sure_of_is_refused(tmp_path):
+    allowed(tmp_path / "a.webp", 8192, 8192)
+    message = refused(tmp_path / "a.webp", 8192, 8193)
+    assert message.startswith("--compression lossy: in WebP holds 67,108,864 pixels for sure")
+    assert "use lossless" in message
+    allowed(tmp_path / "a.webp", 8192, 8193, compression="lossless")

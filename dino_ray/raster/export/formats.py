@@ -39,7 +39,7 @@ class ExportOptions:
     quality
         1 to 100, of lossy compressions; 95 if not given.
     compression
-        One of the format's own: see `describe_options`.
+        One of the format's own, which `compressions` lists.
     depth
         Bits of a sample, 8 or 16; the source's if not given and the format holds them.
     pyramid
@@ -95,12 +95,15 @@ class Compression:
         Sample depths that it holds.
     bands
         Numbers of bands that it holds.
+    max_pixels
+        Most pixels that it is sure to hold, if it is not only sides that are limited.
     """
 
     name: str
     lossy: bool = False
     depths: tuple[Depth, ...] = ("uint8", "uint16")
     bands: tuple[int, ...] = (1, 2, 3, 4)
+    max_pixels: int | None = None
 
     def shortcoming(self, bands: int) -> str | None:
         """Why an image of that many bands does not fit in, as the end of a sentence; None if it fits."""
@@ -219,6 +222,12 @@ class Format:
             If one of them cannot be honoured; the message names it.
         """
         compression = self.compression_for(options, bands)
+        if compression.max_pixels is not None and width * height > compression.max_pixels:
+            larger = [c.name for c in self.compressions if c.max_pixels is None]
+            raise UsageError(
+                f"--compression {compression.name}: in {self.name} holds {compression.max_pixels:,} pixels for sure, "
+                f"and the result has {width * height:,}; use {listed(larger, 'or')}, or name another format"
+            )
         if options.quality is not None:
             self._check_quality(options.quality, compression)
         pyramid = options.pyramid
