@@ -10,6 +10,7 @@ as the run report has it and as sampled from outside over every process that the
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import subprocess
 import sys
@@ -39,11 +40,15 @@ STEPS_DOWN = (4, 2, 1)
 """The sides measured are ``--size`` over these: a sixteenth of the pixels, a quarter, and all."""
 
 SAMPLE_S = 0.2
+SAMPLES_PER_SUM = 5
+"""The sum over all processes costs the kernel a walk through their pages, so it is taken less often."""
 MIB = 2**20
 REPORT_MB = 1e6
 """The unit of memory in run reports, bytes."""
 
 ROLES = ("driver", "replica", "merge")
+ALL = "all together"
+"""Not a role: the sum over all processes at one moment, shared pages counted once."""
 OTHER_ROLES = ("raylet", "gcs_server", "idle worker", "other")
 
 OUTPUT_OPTIONS = ("--compression", "jpeg", "--pyramid")
@@ -87,10 +92,15 @@ class Sampler(threading.Thread):
         self._roles: dict[psutil.Process, str] = {}
 
     def run(self) -> None:
-        while not self._enough.wait(SAMPLE_S):
+        for turn in itertools.count():
+            if self._enough.wait(SAMPLE_S):
+                return
             with contextlib.suppress(psutil.Error):
-                for process in (self._root, *self._root.children(recursive=True)):
+                family = [self._root, *self._root.children(recursive=True)]
+                for process in family:
                     self._look_at(process)
+                if turn % SAMPLES_PER_SUM == 0:
+                    self._see(ALL, sum(map(_share, family)))
 
     def stop(self) -> dict[str, float]:
         self._enough.set()
@@ -99,9 +109,11 @@ class Sampler(threading.Thread):
 
     def _look_at(self, process: psutil.Process) -> None:
         with contextlib.suppress(psutil.Error):
-            rss = process.memory_info().rss / MIB
             role = "driver" if process == self._root else self._role(process)
-            self.peaks[role] = max(self.peaks.get(role, 0.0), rss)
+            self._see(role, process.memory_info().rss / MIB)
+
+    def _see(self, role: str, mib: float) -> None:
+        self.peaks[role] = max(self.peaks.get(role, 0.0), mib)
 
     def _role(self, process: psutil.Process) -> str:
         """What a process is, by its title; a worker stays what its first piece of work made it."""
@@ -109,6 +121,14 @@ class Sampler(threading.Thread):
             return known
         role = self._roles[process] = role_of(process.cmdline())
         return role
+
+
+def _share(process: psutil.Process) -> float:
+    """MiB of a process, of pages that several hold only its part (PSS)."""
+    try:
+        return float(process.memory_full_info().pss) / MIB
+    except psutil.Error:
+        return 0.0
 
 
 def role_of(command: Sequence[str]) -> str:
@@ -185,7 +205,7 @@ def misses(points: Sequence[Point]) -> list[str]:
     if last.ratio > MOST_RATIO:
         missed.append(f"wall: {last.ratio:.2f} times libvips, at most {MOST_RATIO:g}")
     for point in points:
-        for role in {*point.reported, *point.sampled}:
+        for role in {*point.reported, *point.sampled} - {ALL}:
             most = MOST_DRIVER_MIB if role == "driver" else MOST_MIB
             if point.peak(role) > most:
                 missed.append(
@@ -193,7 +213,7 @@ def misses(points: Sequence[Point]) -> list[str]:
                 )
     missed += [
         f"{role}: grows {growth(points, role):.2f} times, at most {MOST_GROWTH:g}"
-        for role in ROLES
+        for role in (*ROLES, ALL)
         if len(points) > 1 and growth(points, role) > MOST_GROWTH
     ]
     return missed
@@ -206,16 +226,16 @@ def show(points: Sequence[Point], console: Console) -> None:
     for column in ("MP out", "wall", "libvips", "ratio", "MP/s", *names):
         times.add_column(column, justify="right")
     memory = Table(title="Largest resident process of each role, MiB: as reported / as sampled")
-    for column in ("MP out", *ROLES, *OTHER_ROLES, "libvips"):
+    for column in ("MP out", *ROLES, ALL, *OTHER_ROLES, "libvips"):
         memory.add_column(column, justify="right")
     for p in points:
         stages = [f"{p.stages.get(name, 0):.1f}" for name in names]
         times.add_row(f"{p.megapixels:.0f}", f"{p.wall_s:.1f}", f"{p.vips_s:.1f}", f"{p.ratio:.2f}",
                       f"{p.megapixels / p.wall_s:.1f}", *stages)  # fmt: skip
         told = [f"{p.reported.get(role, 0):.0f} / {p.sampled.get(role, 0):.0f}" for role in ROLES]
-        others = [f"{p.sampled.get(role, 0):.0f}" for role in OTHER_ROLES]
+        others = [f"{p.sampled.get(role, 0):.0f}" for role in (ALL, *OTHER_ROLES)]
         memory.add_row(f"{p.megapixels:.0f}", *told, *others, f"{p.vips_mib:.0f}")
-    memory.add_row("growth", *[f"{growth(points, role):.2f} ×" for role in ROLES])
+    memory.add_row("growth", *[f"{growth(points, role):.2f} ×" for role in (*ROLES, ALL)])
     console.print(times, memory)
 
 
