@@ -2,22 +2,50 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 
 @contextmanager
-def beside(target: str) -> Iterator[str]:
-    """A free name in the target's folder to write under; what is left there in the end is removed."""
-    # Names may be as long as the file system allows, so this one is not derived from the target's.
-    partial = os.path.join(os.path.dirname(target), f".dino-ray-{uuid.uuid4().hex}.partial")
+def beside(target: str, kind: str = "partial") -> Iterator[str]:
+    """A name in the target's folder to write under; what is left there in the end is removed.
+
+    So is what processes of this machine that were killed have left there for the same target.
+    """
+    # Of fixed length: the target's own may be as long as the file system allows.
+    ours = f".dino-ray-{_short(os.path.basename(target))}-{_short(platform.node())}-"
+    folder = os.path.dirname(target)
+    with suppress(OSError):
+        for name in os.listdir(folder or "."):
+            if name.startswith(ours) and name.endswith(f".{kind}") and not _alive(name.removeprefix(ours)):
+                remove(os.path.join(folder, name))
+    partial = os.path.join(folder, f"{ours}{os.getpid()}.{kind}")
     try:
         yield partial
     finally:
         remove(partial)
+
+
+def _short(name: str) -> str:
+    return hashlib.sha256(os.fsencode(name)).hexdigest()[:12]
+
+
+def _alive(suffixed_pid: str) -> bool:
+    """Whether the process of ``123.partial`` may still write it; this one has not begun."""
+    digits = suffixed_pid.partition(".")[0]
+    if not digits.isdecimal() or int(digits) == os.getpid():
+        return not digits.isdecimal()
+    try:
+        os.kill(int(digits), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # somebody else's
+        return True
+    return True
 
 
 def replace_file(partial: str, target: str) -> None:
@@ -41,7 +69,7 @@ def replace_folder(partial: str, target: str) -> None:
     if not os.path.lexists(target):
         os.rename(partial, target)
         return
-    with beside(target) as old:
+    with beside(target, "old") as old:
         os.rename(target, old)
         try:
             os.rename(partial, target)
