@@ -171,6 +171,7 @@ class Bookkeeper:
         first_tile = self._first_tile or ended
         model_s = sum(self._seconds.get(stage, 0.0) for stage in MODEL_STAGES)
         per_worker = model_s / max(1, self._replicas)
+        sha256 = canvas.sha256()
         self._peaks["driver"] = peak_rss_mb()
         tiles, cells = self._grid_sizes
         used = asdict(settings)
@@ -194,7 +195,7 @@ class Bookkeeper:
             retries=self._work.retries,
             poisoned={int(tile): reason for tile, reason in poisoned_before.items()}
             | dict(self._work.poisoned),
-            canvas_sha256=canvas.sha256(),
+            canvas_sha256=sha256,
             peak_rss_mb={role: round(mb, 1) for role, mb in self._peaks.items()},
             model=model,
             dino=self._dino_report(settings),
