@@ -231,10 +231,11 @@ import sys, numpy as np
 from dino_ray.raster.canvas import Canvas
 canvas = Canvas.open(sys.argv[1])
 print("ready", flush=True)
-for row, column in canvas.missing():
+for row, column in canvas.missing()[: int(sys.argv[2])]:
     rect = canvas.cell_rect(row, column)
     canvas.write(rect, np.full((rect.h, rect.w, 3), row + column, np.uint8))
     print(row, column, flush=True)
+sys.stdin.read()
 """
 
 
@@ -242,7 +243,9 @@ def test_writers_that_are_killed_leave_whole_cells_and_no_others(shared_folder):
     canvas = Canvas.create(shared_folder, 2048, 768, 3, "uint8", (256, 512))
     kills = 0
     while canvas.missing():
-        writer = python(_WRITER, shared_folder)
+        # The first one waits before the end, so that it does not get there, however late it is killed.
+        cells, waits_on = ("4", subprocess.PIPE) if kills == 0 else ("12", subprocess.DEVNULL)
+        writer = python(_WRITER, shared_folder, cells, stdin=waits_on)
         for _ in range(1 + 2 * (kills + 1)):  # "ready" and a few cells
             writer.stdout.readline()
         time.sleep(0.001 * kills)
