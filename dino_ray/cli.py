@@ -268,27 +268,37 @@ def _run(batch: Batch, progress: str, started: float) -> int:
 
 @main.command()
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option(
+    "-o",
+    "--output",
+    metavar="OUTPUT",
+    help="As of upscale: decides time, memory and size. Default: files of --format, or PNG.",
+)
+@click.option(
+    "--calibrate/--no-calibrate",
+    default=False,
+    show_default=True,
+    help="Rehearse a part of the job here, for some seconds, to foretell its time and memory.",
+)
 @click.option("--json", "as_json", is_flag=True, help="As JSON, a list if there are several inputs.")
 @_command
 @_config_options
-def plan(inputs: Sequence[str], as_json: bool, config: UpscaleConfig) -> None:
+def plan(
+    inputs: Sequence[str], output: str | None, calibrate: bool, as_json: bool, config: UpscaleConfig
+) -> None:
     """Say what upscaling would do and need, without doing it."""
     from dino_ray.inputs import expand
-    from dino_ray.preview import preview
-    from dino_ray.resolve import resolve
+    from dino_ray.preview import plan_jobs, totals
 
-    settings = resolve(config)
-    workers = 1 if config.workers == "auto" else config.workers
-    previews = [preview(image.path, settings, workers) for image in expand(inputs)]
+    previews = plan_jobs(expand(inputs), output, config, calibrate=calibrate)
     if as_json:
-        click.echo(
-            json.dumps(
-                [p.to_dict() for p in previews] if len(previews) > 1 else previews[0].to_dict(), indent=2
-            )
-        )
+        said = [p.to_dict() for p in previews]
+        click.echo(json.dumps(said if len(said) > 1 else said[0], indent=2, ensure_ascii=False))
         return
     for p in previews:
         click.echo(p.to_text())
+    if len(previews) > 1:
+        click.echo(totals(previews))
 
 
 @main.command()

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from dino_ray.config import UpscaleConfig
 from dino_ray.engine.scheduler import CALLS_PER_REPLICA
-from dino_ray.raster.source import probe, stored_bytes
-from dino_ray.resolve import Settings
+from dino_ray.inputs import Input, outputs
+from dino_ray.job import Image, check_file
+from dino_ray.places import is_url
+from dino_ray.predict import MB, Costs, Stages, Work, dino_bytes, dino_tokens, memory, turns
+from dino_ray.raster.export import default_suffix
+from dino_ray.raster.source import needs_bytes, stored_bytes
+from dino_ray.resolve import Settings, resolve
 
 UINT16_BYTES = 2  # tiles travel at 16 bits, whatever the source's depth
-SAMPLE_BYTES = {"uint8": 1, "uint16": 2}
 
 
 @dataclass(frozen=True)
@@ -40,14 +52,28 @@ class JobPreview:
     cells: int
     cell_width: int
     cell_height: int
+    workers: int
+    """Replicas that the run will have."""
+    tile_calls: int
+    """Tiles that replicas will be asked for, if none has to be tried again."""
     model_calls: int
     """Evaluations of the diffusion model: tiles × steps, twice that with Heun but for the last step."""
     pixels_refined: float
     """Pixels that pass the model, over pixels of the result: what the overlaps cost."""
     disk_mb: float
-    """The source's and the canvas's stores, beside the output, until it is written; border chunks are whole."""
+    """Of the source's and the canvas's stores in the job's folder, until the output is whole."""
+    output_mb: float | None
+    """The output file, as well as a sample of it compresses; None: not calibrated."""
     tiles_waiting_mb: float
     """The most pixels of tiles in the store: those that wait for a merge, and those in flight."""
+    peak_rss_mb: Mapping[str, float] | None
+    """The largest process of each role, driver, replica and merge; None: not calibrated."""
+    seconds: Mapping[str, float] | None
+    """By stage: start, ingest, features, tiles, export, and the hash of the canvas after that; None: not calibrated."""
+    first_tile_s: float | None
+    """From the start of the command (or the end of the image before) to the first tile on a replica."""
+    wall_s: float | None
+    """From the same start to the finished output."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -66,29 +92,157 @@ class JobPreview:
             f"{self.pixels_refined:.2f} pixels refined per pixel\n"
             f"  merge   {self.cells} cells of {self.cell_width} × {self.cell_height}\n"
             f"  needs   {self.disk_mb:,.0f} MB of disk while it runs; "
-            f"up to {self.tiles_waiting_mb:,.0f} MB of tiles in the store"
+            f"up to {self.tiles_waiting_mb:,.0f} MB of tiles in the store{self._measured()}"
+        )
+
+    def _measured(self) -> str:
+        """The lines that only a calibration can fill."""
+        if self.seconds is None or self.wall_s is None or self.peak_rss_mb is None:
+            return "\n  time    and memory: add --calibrate, which rehearses a part of the job"
+        roles = ", ".join(f"{role} {mb:,.0f}" for role, mb in self.peak_rss_mb.items())
+        crew = f"{self.workers} worker{'s' if self.workers > 1 else ''}"
+        parts = ", ".join(f"{stage} {s:,.1f}" for stage, s in self.seconds.items() if stage != "hash")
+        return (
+            f"; about {self.output_mb:,.0f} MB of output\n"
+            f"  memory  at most, in MB: {roles}\n"
+            f"  time    about {duration(self.wall_s)} on {crew} ({parts} s)"
         )
 
 
-def preview(source: str, settings: Settings, workers: int) -> JobPreview:
-    """Lay out the job of one image, for a number of replicas.
+def duration(seconds: float) -> str:
+    """Seconds as people say them: ``42 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def totals(previews: Sequence[JobPreview]) -> str:
+    """A line for people on all images of a command."""
+    tiles = sum(p.tiles for p in previews)
+    # One job's folder is removed before the next but one is made: two lie beside each other.
+    disk = max((a.disk_mb + b.disk_mb for a, b in pairwise(previews)), default=0.0)
+    line = f"{len(previews)} images: {tiles:,} tiles, up to {disk:,.0f} MB of disk while they run"
+    walls = [p.wall_s for p in previews if p.wall_s is not None]
+    if len(walls) < len(previews):
+        return line
+    output = sum(p.output_mb or 0.0 for p in previews)
+    return f"{line}, about {output:,.0f} MB of output, about {duration(sum(walls))}"
+
+
+def plan_jobs(
+    inputs: Sequence[Input], output: str | None, config: UpscaleConfig, *, calibrate: bool = False
+) -> list[JobPreview]:
+    """What ``dino-ray upscale`` would do with the same arguments.
+
+    Parameters
+    ----------
+    output
+        As of ``upscale``; None: files of the named format, or PNG, in a folder that has room.
+    calibrate
+        Whether to rehearse the largest job here, which takes a while.
+
+    Raises
+    ------
+    DinoRayError
+        As the command would before its work; or if the rehearsal fails.
+    """
+    settings = resolve(config)
+    several = len(inputs) > 1
+    folder = output or tempfile.gettempdir() + os.sep
+    results = outputs(inputs, folder, config.scale, default_suffix(config.format))
+    images = [
+        look(image.path, result, config, settings, several=several)
+        for image, result in zip(inputs, results, strict=True)
+    ]
+    largest = max(images, key=lambda image: image.grid.n_tiles)
+    workers = count_workers(config, settings, largest.grid.n_tiles)
+    costs = None
+    if calibrate:
+        from dino_ray.rehearsal import rehearse
+
+        costs = rehearse(largest, config, settings, workers=workers, several=several)
+    return preview(images, settings, workers, costs)
+
+
+def look(source: str, output: Path, config: UpscaleConfig, settings: Settings, *, several: bool) -> Image:
+    """Check a source and its output as the job would, without making the folder that an output is to lie in.
 
     Raises
     ------
     UsageError
-        As the job would, if the source can't be read.
+        As ``check_file``.
     """
-    info = probe(source, settings.read)
-    _, grid = settings.layout(info)
+    place = output
+    while not place.parent.exists():
+        place = place.parent
+    image = check_file(source, place.parent / output.name, config, settings, several=several)
+    return replace(image, output=output)
+
+
+def work_of(image: Image, settings: Settings) -> Work:
+    """What of an image's job costs time and memory."""
+    assert isinstance(image.source, str)
+    info, grid = image.info, image.grid
+    tokens = features = 0
+    if settings.dino is not None:
+        from dino_ray.dino.loading import describe
+
+        facts = describe(settings.dino)
+        tokens = dino_tokens(info.width, info.height, facts.patch)
+        features = dino_bytes(info.width, info.height, facts.patch, facts.dim)
+    return Work(
+        tiles=grid.n_tiles,
+        canvas_bytes=grid.width * grid.height * info.bands * np.dtype(image.dtype).itemsize,
+        ingest_bytes=source_bytes(image, settings),
+        file_bytes=0 if is_url(image.source) else os.path.getsize(image.source),
+        tokens=tokens,
+        feature_bytes=features,
+    )
+
+
+def source_bytes(image: Image, settings: Settings) -> int:
+    """Disk that the source's store takes: none for a file that is read where it lies."""
+    assert isinstance(image.source, str)
+    if settings.shared or (image.place is not None and is_url(image.place)):
+        return stored_bytes(image.info)
+    return needs_bytes(image.source, settings.read)
+
+
+def preview(
+    images: Sequence[Image], settings: Settings, workers: int, costs: Costs | None = None
+) -> list[JobPreview]:
+    """Lay out the jobs of a command's images.
+
+    Parameters
+    ----------
+    images
+        From ``look``.
+    workers
+        Replicas, as ``count_workers`` says.
+    costs
+        From ``rehearse``; None: time and memory are not claimed.
+    """
+    works = [work_of(image, settings) for image in images]
+    times = turns(works, costs) if costs else [None] * len(works)
+    return [
+        _preview(image, settings, workers, work, costs, time)
+        for image, work, time in zip(images, works, times, strict=True)
+    ]
+
+
+def _preview(
+    image: Image, settings: Settings, workers: int, work: Work, costs: Costs | None, time: Stages | None
+) -> JobPreview:
+    info, grid = image.info, image.grid
     xs, ys = grid.xs, grid.ys
     overlaps = [
         axis.origin(i) + axis.tile - axis.origin(i + 1) for axis in (xs, ys) for i in range(len(axis.ramps))
     ]
     calls_per_tile = 2 * settings.steps - 1 if settings.sampler == "heun" else settings.steps
-    canvas_bytes = grid.n_cells * xs.cell * ys.cell * SAMPLE_BYTES[info.dtype] * info.bands
-    tile_mb = xs.tile * ys.tile * info.bands * UINT16_BYTES / 1e6
+    tile_mb = xs.tile * ys.tile * info.bands * UINT16_BYTES / MB
+    peaks = memory(work, costs) if costs else None
     return JobPreview(
-        source=source,
+        source=str(image.source),
         source_width=info.width,
         source_height=info.height,
         bands=info.bands,
@@ -110,8 +264,66 @@ def preview(source: str, settings: Settings, workers: int) -> JobPreview:
         cells=grid.n_cells,
         cell_width=xs.cell,
         cell_height=ys.cell,
+        workers=workers,
+        tile_calls=grid.n_tiles,
         model_calls=grid.n_tiles * calls_per_tile if settings.model else 0,
         pixels_refined=round(grid.n_tiles * xs.tile * ys.tile / (grid.width * grid.height), 3),
-        disk_mb=round((stored_bytes(info) + canvas_bytes) / 1e6, 1),
+        disk_mb=round((work.ingest_bytes + image.canvas_bytes) / MB, 1),
+        output_mb=round(work.canvas_bytes * costs.output_ratio / MB, 1) if costs else None,
         tiles_waiting_mb=round((grid.max_waiting() + CALLS_PER_REPLICA * workers) * tile_mb, 1),
+        peak_rss_mb={role: round(mb, 1) for role, mb in peaks.items()} if peaks else None,
+        seconds={stage: round(s, 2) for stage, s in asdict(time).items()} if time else None,
+        first_tile_s=round(time.first_tile, 2) if time else None,
+        wall_s=round(time.wall, 2) if time else None,
     )
+
+
+def count_workers(config: UpscaleConfig, settings: Settings, most: int) -> int:
+    """Replicas that a run will have; a cluster is asked where the answer depends on it.
+
+    Parameters
+    ----------
+    most
+        Tiles of the largest image: more replicas would idle.
+
+    Raises
+    ------
+    UsageError
+        As the run would, if the cluster can't be reached or has no room.
+    """
+    if config.address == "none":
+        return 1
+    if config.workers != "auto" and config.address != "local":
+        return config.workers
+    from dino_ray.engine.ray.cluster import Resources, replica_count
+
+    wanted = None if config.workers == "auto" else config.workers
+    nets = settings.model is not None or settings.base == "net"
+    if config.address == "local":
+        gpus = _gpus_here() if nets and config.device != "cpu" else 0
+        nodes = [Resources(float(os.cpu_count() or 1), float(gpus))]
+    else:
+        nodes = _nodes_of(config.address)
+    need = 0.0 if config.device == "cpu" or not nets else config.gpus_per_worker
+    if need is None:
+        need = 1.0 if any(node.gpus >= 1 for node in nodes) else 0.0
+    return replica_count(wanted, most, nodes, need, config.threads)
+
+
+def _gpus_here() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _nodes_of(address: str) -> list[Any]:
+    import ray
+
+    from dino_ray.engine.ray.cluster import connect, resources_of
+
+    joined = connect(address)
+    try:
+        return [resources_of(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    finally:
+        if joined:
+            ray.shutdown()
