@@ -23,18 +23,28 @@ from dino_ray.errors import DinoRayError, JobError, UsageError
 
 Bytes = bytes | bytearray | memoryview
 
-# Two letters at least, so that C:\ is a path.
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(://|::)")
+# Two letters at least, so that C:\ is a path. Chained addresses, such as zip://a::s3://b, may begin with a scheme
+# alone; without another behind it, "a::b" is the name of a file.
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(://|::.*://)")
 _LOCAL_SCHEMES = ("file", "local")
+WEB = ("http://", "https://")
+# Where credentials and tokens live in an address; of chained ones, in each.
+_USER_INFO = re.compile(r"//[^/@\s]*@")
+_QUERY = re.compile(r"[?#][^:\s]*(?:(?!::):[^:\s]*)*")
 PARTIAL = ".partial"
 """How the names of files end that are still being written."""
 
 # Other processes write to the same places, so remembered listings would be wrong.
-_OPTIONS = {"use_listings_cache": False}
+_OPTIONS: dict[str, Any] = {"use_listings_cache": False}
+# As with every other client, proxies and .netrc of the environment count.
+_WEB_OPTIONS: dict[str, Any] = {"client_kwargs": {"trust_env": True}}
 
 
 def is_url(place: str | Path) -> bool:
-    """Whether a place is an address for fsspec; ``file://`` addresses are paths."""
+    """Whether a place is an address for fsspec; ``file://`` addresses are paths.
+
+    A `Path` never is one: it makes one slash of two.
+    """
     text = str(place)
     return bool(_ADDRESS.match(text)) and urlsplit(text).scheme not in _LOCAL_SCHEMES
 
@@ -45,6 +55,14 @@ def local_path(place: str | Path) -> Path:
     if _ADDRESS.match(text):
         text = unquote(urlsplit(text).path)
     return Path(text)
+
+
+def shown(place: str | Path) -> str:
+    """A place for a message: on one line, whatever is in its name, and without user, password, query and fragment."""
+    text = str(place)
+    if is_url(text):
+        text = _QUERY.sub("", _USER_INFO.sub("//", text))
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def join(place: str | Path, *names: str) -> str:
@@ -273,11 +291,13 @@ def explained(place: str | Path, doing: Literal["read", "written", "removed"]) -
         raise
     except Exception as error:
         # Disks raise OSError; object stores raise whatever their libraries define.
-        url = is_url(place)
-        if url or isinstance(error, OSError):
-            reason = storage_errors.reason(error, remote=url)
-            raise JobError(f"{place}: cannot be {doing}: {reason}, then resume") from error
-        raise
+        if is_url(place):
+            reason = storage_errors.of_remote(error)
+        elif isinstance(error, OSError):
+            reason = storage_errors.of_disk(error)
+        else:
+            raise
+        raise JobError(f"{shown(place)}: cannot be {doing}: {reason}, then resume") from error
 
 
 def filesystem(place: str | Path) -> tuple[Any, str]:
@@ -291,11 +311,14 @@ def filesystem(place: str | Path) -> tuple[Any, str]:
     try:
         from fsspec.core import url_to_fs
 
-        found: tuple[Any, str] = url_to_fs(str(place), **_OPTIONS)
+        web = _WEB_OPTIONS if str(place).startswith(WEB) else {}
+        found: tuple[Any, str] = url_to_fs(str(place), **_OPTIONS, **web)
     except ImportError as error:
         raise UsageError(
-            f"{place}: needs a package that is not here ({error}); pip install 'dino-ray[remote]'"
+            f"{shown(place)}: needs a package that is not here ({error}); pip install 'dino-ray[remote]'"
         ) from error
     except ValueError as error:
-        raise UsageError(f"{place}: is no address that fsspec knows ({error}); name a folder") from error
+        raise UsageError(
+            f"{shown(place)}: is an address of no known kind; use s3://, https:// or a path"
+        ) from error
     return found

@@ -18,8 +18,8 @@ import pyvips
 
 from dino_ray.errors import UsageError
 from dino_ray.raster import colour, metadata, samples, tiff_layout, whole
+from dino_ray.raster.image_file import ImageFile, open_file
 from dino_ray.raster.info import AS_IS, ReadOptions
-from dino_ray.raster.inputs import Input, open_input
 from dino_ray.raster.metadata import Metadata
 from dino_ray.raster.rows import decoded_bands
 from dino_ray.raster.samples import Span
@@ -97,7 +97,7 @@ class Opened:
         The layout of a TIFF.
     """
 
-    input: Input
+    input: ImageFile
     image: VipsImage
     orientation: int
     bands: int
@@ -149,7 +149,7 @@ def open_image(
         If there is no such file, it is no image that libvips reads here, is cut short, has not that page,
         cannot hold what it claims, or has samples or bands that have no plain form.
     """
-    file = open_input(path)
+    file = open_file(path)
     try:
         with overhear() as heard:
             try:
@@ -162,7 +162,7 @@ def open_image(
         raise
 
 
-def _opened(file: Input, options: ReadOptions, span: Span | None, access: str) -> Opened:
+def _opened(file: ImageFile, options: ReadOptions, span: Span | None, access: str) -> Opened:
     is_tiff = _is_tiff(file)
     page = (options.page or 1) - 1
     tiff = _tiff_layout(file, page) if is_tiff else None
@@ -200,25 +200,25 @@ def _opened(file: Input, options: ReadOptions, span: Span | None, access: str) -
     )
 
 
-def _metadata(file: Input, image: VipsImage, first_of_tiff: bool) -> Metadata:
+def _metadata(file: ImageFile, image: VipsImage, first_of_tiff: bool) -> Metadata:
     if not first_of_tiff:
         return metadata.read(image)
     with closing(file.stream()) as stream:  # libvips finds no EXIF in a TIFF
         return metadata.read_tiff(stream)
 
 
-def _load(file: Input, access: str, fail_on: str, **options: Any) -> VipsImage:
+def _load(file: ImageFile, access: str, fail_on: str, **options: Any) -> VipsImage:
     # Errors of earlier files that nobody collected would be told as this one's.
     pyvips.vips_lib.vips_error_clear()
     return pyvips.Image.new_from_source(file.vips_source(), "", access=access, fail_on=fail_on, **options)
 
 
-def _is_tiff(file: Input) -> bool:
+def _is_tiff(file: ImageFile) -> bool:
     with closing(file.stream()) as stream:
         return stream.read(4) in _TIFF_MAGIC
 
 
-def _tiff_layout(file: Input, page: int) -> TiffLayout | None:
+def _tiff_layout(file: ImageFile, page: int) -> TiffLayout | None:
     with closing(file.stream()) as stream:
         if not stream.seekable():
             raise UsageError(
@@ -227,13 +227,13 @@ def _tiff_layout(file: Input, page: int) -> TiffLayout | None:
         return tiff_layout.read(stream, file.size, page)
 
 
-def _check_page(file: Input, options: ReadOptions, pages: int) -> None:
+def _check_page(file: ImageFile, options: ReadOptions, pages: int) -> None:
     if options.page is not None and not 1 <= options.page <= pages:
         has = "1 page" if pages == 1 else f"{pages:,} pages"
         raise UsageError(f"--page {options.page}: {file.shown} has {has}; name one of them, counted from 1")
 
 
-def _check_tiff(file: Input, tiff: TiffLayout) -> None:
+def _check_tiff(file: ImageFile, tiff: TiffLayout) -> None:
     """Refuse what libvips would read wrongly, or read for long before it finds the end missing."""
     if tiff.raw_luma_chroma:
         # It converts YCbCr where JPEG compression has libtiff do it, and else takes it for RGB.
@@ -253,7 +253,7 @@ def _check_tiff(file: Input, tiff: TiffLayout) -> None:
         )
 
 
-def _unreadable(file: Input, reason: str) -> UsageError:
+def _unreadable(file: ImageFile, reason: str) -> UsageError:
     if "known format" not in reason:
         return UsageError(
             f"{file.shown}: cannot be opened as an image ({reason}); it is truncated, damaged or of a rare kind: "
@@ -266,7 +266,7 @@ def _unreadable(file: Input, reason: str) -> UsageError:
     return UsageError(f"{file.shown}: not an image in a format that can be read here ({known}); convert it")
 
 
-def _check_plausible(file: Input, image: VipsImage) -> None:
+def _check_plausible(file: ImageFile, image: VipsImage) -> None:
     claimed, size = image.width * image.height, file.size
     vector = loader(image).startswith("svg")
     if size is None or vector:
@@ -278,7 +278,9 @@ def _check_plausible(file: Input, image: VipsImage) -> None:
         )
 
 
-def _sixteen_bits(file: Input, image: VipsImage, span: Span | None) -> tuple[VipsImage, str, RawBands | None]:
+def _sixteen_bits(
+    file: ImageFile, image: VipsImage, span: Span | None
+) -> tuple[VipsImage, str, RawBands | None]:
     """An image of 8 or 16 unsigned bits, what its samples were, and how to measure them if that must be done."""
     if isinstance(file, WideTiff):
         return image, file.kind, None if span else file.bands

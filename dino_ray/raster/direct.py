@@ -14,11 +14,12 @@ import numpy as np
 import pyvips
 
 from dino_ray.errors import DinoRayError, JobError
+from dino_ray.places import shown
 from dino_ray.plan.geometry import Rect
 from dino_ray.raster.decode import Opened, open_image
+from dino_ray.raster.image_file import LocalFile
 from dino_ray.raster.info import ReadOptions, SourceInfo
 from dino_ray.raster.ingest import open_measured, tell, upright_bands, upright_info
-from dino_ray.raster.inputs import LocalFile, shown
 from dino_ray.raster.store import Pixels
 from dino_ray.raster.vips import VipsImage, one_line, overhear
 from dino_ray.raster.windows import read_replicated

@@ -20,7 +20,6 @@ from dino_ray.raster.decode import open_image
 from dino_ray.raster.direct import DirectSource, direct_source, reads_directly
 from dino_ray.raster.info import AS_IS, ReadOptions, SourceInfo, from_record
 from dino_ray.raster.ingest import IngestStopped, Stop, describe_array, stored_bytes, upright_info
-from dino_ray.raster.inputs import is_url
 from dino_ray.raster.store import Pixels
 from dino_ray.raster.windows import read_replicated
 
@@ -33,7 +32,6 @@ __all__ = [
     "describe_array",
     "ingest",
     "ingest_array",
-    "is_url",
     "needs_bytes",
     "open_source",
     "probe",

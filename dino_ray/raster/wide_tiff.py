@@ -17,8 +17,8 @@ import pyvips
 import tifffile
 
 from dino_ray.errors import DinoRayError, UsageError
-from dino_ray.raster import inputs, samples, whole
-from dino_ray.raster.inputs import Input
+from dino_ray.raster import image_file, samples, whole
+from dino_ray.raster.image_file import ImageFile
 from dino_ray.raster.metadata.directory import (
     LONG,
     LONG8,
@@ -48,7 +48,7 @@ _TAKEN = (1, 2)  # photometric: grey, RGB
 
 
 class WideTiff:
-    """A page of a TIFF with 64-bit samples, as an `Input` of 16 bits.
+    """A page of a TIFF with 64-bit samples, as an `ImageFile` of 16 bits.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ class WideTiff:
         If the samples are complex numbers, neither grey nor RGB, or compressed in a way that needs another package.
     """
 
-    def __init__(self, file: Input, page: int, span: Span | None) -> None:
+    def __init__(self, file: ImageFile, page: int, span: Span | None) -> None:
         self._file, self._span = file, span or samples.UNIT
         self.shown, self.name, self.size = file.shown, file.name, file.size
         self._error: DinoRayError | None = None
@@ -103,7 +103,7 @@ class WideTiff:
         """The stand-in."""
         height = self._page.imagelength
         size = len(self._head) + height * self._row_bytes
-        return inputs.vips_source(inputs.Cursor(self._read_at, size), self._failed)
+        return image_file.vips_source(image_file.Cursor(self._read_at, size), self._failed)
 
     def stream(self) -> BinaryIO:
         """The original."""

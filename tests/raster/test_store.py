@@ -343,13 +343,13 @@ def test_a_bucket_that_goes_while_it_is_written_to(s3_bucket):
     canvas = Canvas.create(f"{s3_bucket}/canvas.zarr", 100, 60, 3, "uint8", CHUNK)
     canvas.write(canvas.cell_rect(0, 0), noise((32, 48, 3)))
     s3fs.S3FileSystem().rm(s3_bucket, recursive=True)
-    with pytest.raises(JobError, match=r"canvas\.zarr: cannot be written: it or its bucket is not there"):
+    with pytest.raises(JobError, match=r"canvas\.zarr: cannot be written: there is no such file or bucket"):
         canvas.write(canvas.cell_rect(0, 0), noise((32, 48, 3)))
 
 
 def test_a_store_in_a_bucket_that_never_was(s3_server):
     with pytest.raises(
-        JobError, match=r"canvas\.zarr/zarr\.json: cannot be written: it or its bucket is not there"
+        JobError, match=r"canvas\.zarr/zarr\.json: cannot be written: there is no such file or bucket"
     ):
         store.create("s3://no-such-bucket/canvas.zarr", SHAPE, CHUNK, "uint8")
 

@@ -13,8 +13,8 @@ import pyvips
 
 from dino_ray import places
 from dino_ray.errors import DinoRayError, UsageError
+from dino_ray.places import shown
 
-_URL_MARK = "://"
 _KINDS = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
@@ -23,7 +23,7 @@ _KINDS = {
 }
 
 
-class Input(Protocol):
+class ImageFile(Protocol):
     """Bytes that can be read more than once.
 
     Attributes
@@ -56,25 +56,7 @@ class Input(Protocol):
         """Let go of connections."""
 
 
-def is_url(path: str | Path) -> bool:
-    """Whether this names something to be fetched, not a file of this machine.
-
-    A `Path` never does: it makes one slash of two.
-    """
-    return _URL_MARK in str(path) and places.is_url(path)
-
-
-def local_path(path: str | Path) -> Path:
-    """The file of this machine that a path or a ``file://`` URL names."""
-    return places.local_path(path) if _URL_MARK in str(path) else Path(path)
-
-
-def shown(path: str | Path) -> str:
-    """A path for a message: on one line, whatever is in its name."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
-
-
-def open_input(path: str | Path) -> Input:
+def open_file(path: str | Path) -> ImageFile:
     """Find the bytes of an image.
 
     Raises
@@ -82,11 +64,11 @@ def open_input(path: str | Path) -> Input:
     UsageError
         If they are missing, not a file, empty, or may not be read.
     """
-    if is_url(path):
+    if places.is_url(path):
         from dino_ray.raster.remote import RemoteFile
 
         return RemoteFile(str(path))
-    return LocalFile(local_path(path))
+    return LocalFile(places.local_path(path))
 
 
 class LocalFile:
