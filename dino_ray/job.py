@@ -176,7 +176,7 @@ def upscale_images(
                     _upscale(job, settings, engine_room, hear)
                     made = books.report(image, job.canvas, config, settings, job.folder.manifest.poisoned)
                     finished(image, job.canvas, made)
-                job.folder.finish(_note_of(image, made) if several else None)
+                job.folder.finish(_note_of(image, made), keep_note=several)
             except DinoRayError as error:
                 if strict or not several:
                     raise
@@ -377,8 +377,8 @@ def _fill(folder: JobFolder, image: Image, settings: Settings, stop: Callable[[]
 def _source(folder: JobFolder, image: Image, settings: Settings, stop: Callable[[], bool]) -> Readable:
     if isinstance(image.source, np.ndarray):
         source: Readable = ingest_array(image.source, folder.source, image.info.name, stop)
-    elif folder.resumed and Source.is_whole(folder.source):
-        source = Source.open(folder.source)
+    elif folder.resumed and (found := Source.find(folder.source)):
+        source = found
     elif _is_shared(folder, settings):  # the file itself is not seen by every node
         source = ingest(image.source, folder.source, settings.read, stop)
     else:
@@ -395,8 +395,7 @@ def _canvas(folder: JobFolder, image: Image) -> Canvas:
     wanted = Canvas(
         folder.canvas, grid.width, grid.height, image.info.bands, image.dtype, (grid.ys.cell, grid.xs.cell)
     )
-    if folder.resumed and Canvas.is_there(folder.canvas):
-        found = Canvas.open(folder.canvas)
+    if folder.resumed and (found := Canvas.find(folder.canvas)):
         if found != wanted:
             raise UsageError(
                 f"the job in {folder.place} was laid out by another version of dino-ray; --fresh starts over"

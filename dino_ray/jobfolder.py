@@ -131,7 +131,7 @@ def read_manifest(place: str) -> Manifest | None:
 
 
 def resumable(place: str) -> list[tuple[str, Manifest]]:
-    """The unfinished jobs in a folder: its own, or those of the folders in it.
+    """The jobs in a folder: its own, or those of the folders in it.
 
     Raises
     ------
@@ -229,20 +229,24 @@ class JobFolder:
         body = json.dumps(asdict(self.manifest), indent=2) + "\n"
         places.write_bytes_whole(places.join(self.place, _MANIFEST), body.encode())
 
-    def finish(self, finished: Mapping[str, Any] | None) -> None:
+    def finish(self, note: Mapping[str, Any], *, keep_note: bool) -> None:
         """The output is in its place: give the room back.
 
         Parameters
         ----------
-        finished
-            What to leave in the manifest, so that the same command passes this image over; None leaves nothing.
+        note
+            What tells whoever comes to this folder again that there is nothing left to do.
+        keep_note
+            Whether it stays: the same command passes this image over while others are not finished.
         """
-        if finished is None:
-            self.remove()
-            return
-        self.update(finished=finished)
+        self.update(
+            finished=note
+        )  # first, so that a process that is killed below has not lost a finished job
         self._clear(_SOURCE, _CANVAS)
-        _unlock(self._lock)
+        if keep_note:
+            _unlock(self._lock)
+        else:
+            self.remove()
 
     def leave(self, *, worth_keeping: bool) -> None:
         """Stop here. What is worth nothing, and what can't be gone on with, is removed."""

@@ -103,10 +103,10 @@ def test_a_folder_of_somebody_else_is_not_touched(tmp_path: Path) -> None:
 def test_what_was_there_before_stays_when_the_job_is_done(tmp_path: Path) -> None:
     mine = tmp_path / "named"
     mine.mkdir()
-    JobFolder.open(str(mine), manifest(), "resume").finish(None)
+    JobFolder.open(str(mine), manifest(), "resume").finish({}, keep_note=False)
     assert list(mine.iterdir()) == []
     made = tmp_path / "made"
-    JobFolder.open(str(made), manifest(), "resume").finish(None)
+    JobFolder.open(str(made), manifest(), "resume").finish({}, keep_note=False)
     assert not made.exists()
 
 
@@ -114,7 +114,7 @@ def test_a_resumed_folder_loses_only_what_is_ours(tmp_path: Path) -> None:
     place = tmp_path / "job"
     left_behind(place)
     (place / "notes.txt").touch()
-    JobFolder.open(str(place), manifest(), "resume").finish(None)
+    JobFolder.open(str(place), manifest(), "resume").finish({}, keep_note=False)
     assert [path.name for path in place.iterdir()] == ["notes.txt"]
 
 
@@ -139,15 +139,26 @@ def test_a_note_of_what_was_finished_outlives_the_stores_and_is_forgotten_at_the
     place = tmp_path / "job"
     folder = JobFolder.open(str(place), manifest(), "resume")
     (place / "canvas.zarr").mkdir()
-    folder.finish({"report": {}})
+    folder.finish({"report": {}}, keep_note=True)
     assert not (place / "canvas.zarr").exists()
     noted = read_manifest(str(place))
     assert noted is not None
     assert noted.finished == {"report": {}}
-    with pytest.raises(UsageError, match="holds no unfinished job"):
-        resumable(str(place))
     forget(str(place))
     assert not place.exists()
+
+
+def test_a_process_killed_while_it_clears_up_has_not_lost_what_it_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "job"
+    folder = JobFolder.open(str(place), manifest(), "resume")
+    monkeypatch.setattr("dino_ray.places.remove_tree", lambda place: sys.exit("killed"))
+    with pytest.raises(SystemExit):
+        folder.finish({"report": {}}, keep_note=False)
+    left = read_manifest(str(place))
+    assert left is not None
+    assert left.finished == {"report": {}}
 
 
 def test_forgetting_leaves_an_unfinished_job_alone(tmp_path: Path) -> None:

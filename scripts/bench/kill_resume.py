@@ -2,8 +2,8 @@
 
 First the job runs undisturbed. Then it is started again and again; at a random moment either the driver or one of the
 replicas gets SIGKILL, which no program can catch, and ``dino-ray resume`` goes on (a job goes on without a replica by
-itself). Whenever a job ends, its ``canvas_sha256`` is held against the undisturbed one's and a new one begins, until
-enough has been killed. A cell is *redone* if it was committed more than once, or committed and then not found.
+itself). Whenever a job ends, the pixels of its output are held against the undisturbed one's ``canvas_sha256``, and a
+new job begins, until enough has been killed.
 
     python scripts/bench/kill_resume.py --kills 20
 """
@@ -11,6 +11,7 @@ enough has been killed. A cell is *redone* if it was committed more than once, o
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import random
 import signal
@@ -20,12 +21,13 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
 import click
 import psutil
+import tifffile
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -68,7 +70,8 @@ class Run:
     """One run of the command, watched through its JSON progress."""
 
     def __init__(self, command: list[str], job: Job) -> None:
-        self.job, self.found, self.first_cell = job, 0, threading.Event()
+        self.job, self.first_cell = job, threading.Event()
+        self.found: int | None = None  # cells done before it began; None until it says so
         self.started = time.monotonic()
         self.process = subprocess.Popen([*command, "--progress", "json"], stderr=subprocess.PIPE, text=True)
         assert self.process.stderr is not None
@@ -109,6 +112,12 @@ class Run:
                 if "".join(process.cmdline()[:1]).startswith(REPLICA_TITLES):
                     found.append(process)
         return found
+
+
+def pixels_sha256(path: Path) -> str:
+    """The ``canvas_sha256`` that a lossless TIFF's pixels have, decoded by another library than wrote it."""
+    with tifffile.TiffFile(path) as tiff:
+        return hashlib.sha256(tiff.pages[0].asarray().tobytes()).hexdigest()
 
 
 @click.command()
@@ -158,58 +167,60 @@ class Bench:
     def one_job(self, kills: int, moments: random.Random, *, has_replicas: bool) -> None:
         """From its start to its output, with kills on the way."""
         self._output.unlink(missing_ok=True)
-        place = f"{self._output}.dino-ray"
-        job, command, waiting = Job(), self._upscale, None
+        place = Path(f"{self._output}.dino-ray")
+        job, command = Job(), self._upscale
+        unanswered: list[Kill] = []  # kills of drivers, until a later run says what it found
         while True:
             run = Run(command, job)
-            if len(self.kills) < kills:
-                whom = "replica" if has_replicas and len(self.kills) % 3 == 2 else "driver"
+            kill = None
+            if len(self.kills) + len(unanswered) < kills:
+                whom = (
+                    "replica" if has_replicas and (len(self.kills) + len(unanswered)) % 3 == 2 else "driver"
+                )
                 if moments.random() > EARLY:
                     run.wait_for_a_cell()
-                waiting = self._kill(run, whom, moments.uniform(0.0, self.tiles_s), waiting)
+                kill = self._kill(run, whom, moments.uniform(0.0, self.tiles_s))
             code = run.wait()
-            if waiting is not None and code == 0:
-                self.kills.append(Kill(waiting.whom, waiting.after_s, waiting.seen_done, run.found))
-                waiting = None
-            if code == 0:
-                break
-            if code != -signal.SIGKILL:
+            if run.found is not None:
+                self.kills += [replace(earlier, found=run.found) for earlier in unanswered]
+                unanswered.clear()
+            if kill is not None:
+                (unanswered if kill.whom == "driver" else self.kills).append(kill)
+            over = self._output.exists() and not place.exists()
+            if code not in (0, -signal.SIGKILL):
                 self.failed += 1
                 print(f"a run ended with {code}: {run.said()}", flush=True)
+            if code != -signal.SIGKILL or over:
                 break
-            # Cells may have been committed without our having heard of it, never the other way round.
-            command = [*DINO_RAY, "resume", place] if Path(place, "job.json").exists() else self._upscale
+            command = [*DINO_RAY, "resume", str(place)] if (place / "job.json").exists() else self._upscale
+        self.kills += unanswered  # of drivers that had nothing left to do
         again = sum(count - 1 for count in job.commits.values())
         self.redone += again
         self.most_redone = max(self.most_redone, again)
         self.finished += 1
-        if not self._output.exists() or json.loads(self._report.read_text())["canvas_sha256"] != self.sha256:
-            self.wrong_sha += 1
-        if Path(place).exists():
+        self.wrong_sha += not self._output.exists() or pixels_sha256(self._output) != self.sha256
+        if place.exists():
             self.failed += 1
             print(f"{place} was left behind", flush=True)
 
-    def _kill(self, run: Run, whom: str, after_s: float, before: Kill | None) -> Kill | None:
-        """Kill after so long, if the run lasts; returns the kill whose successor has yet to tell."""
+    def _kill(self, run: Run, whom: str, after_s: float) -> Kill | None:
+        """Kill after so long, if the run lasts."""
         deadline = time.monotonic() + after_s
         while time.monotonic() < deadline and run.process.poll() is None:
             time.sleep(0.01)
         if run.process.poll() is not None:
-            return before
-        if before is not None:
-            self.kills.append(Kill(before.whom, before.after_s, before.seen_done, run.found))
+            return None
+        kill = Kill(whom, time.monotonic() - run.started, len(run.job.commits))
         if whom == "driver":
             self._orphans += psutil.Process(run.process.pid).children(recursive=True)
             run.process.kill()
-            run.process.wait()
-            return Kill(whom, time.monotonic() - run.started, len(run.job.commits))
+            return kill
         replicas = run.replicas()
         if not replicas:
             return None
         with contextlib.suppress(psutil.Error):
             replicas[0].kill()
-            self.kills.append(Kill(whom, time.monotonic() - run.started, len(run.job.commits)))
-        return None
+        return kill
 
     def tell(self) -> bool:
         """Print the table; returns whether a promise is broken."""
