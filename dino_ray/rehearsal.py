@@ -32,7 +32,7 @@ from dino_ray.job import Image, check_file
 from dino_ray.plan.geometry import Grid, Rect
 from dino_ray.predict import MB, Costs, Work, stages, with_start
 from dino_ray.preview import work_of
-from dino_ray.raster import store
+from dino_ray.raster import chunks, store
 from dino_ray.raster.export import tiff, webp
 from dino_ray.raster.export.formats import PYRAMID_FROM_PIXELS
 from dino_ray.raster.source import IngestStopped, Source, SourceInfo, ingest, open_source, stored_bytes
@@ -184,7 +184,7 @@ def _stored(folder: str, info: SourceInfo) -> Rect:
     """The window of a source (source_px) that an ingest which was stopped had stored."""
     shape = (info.height, info.width, info.bands)
     layout = store.layout_of(folder, shape, info.dtype)
-    rects = [layout.rect(position) for position in store.finished(folder, shape, info.dtype)]
+    rects = [layout.rect(position) for position in chunks.finished(folder, layout)]
     x, y = min(r.x for r in rects), min(r.y for r in rects)
     return Rect(x, y, max(r.x1 for r in rects) - x, max(r.y1 for r in rects) - y)
 

@@ -18,7 +18,7 @@ from dino_ray import places
 from dino_ray.errors import JobError
 from dino_ray.plan.geometry import Rect
 from dino_ray.raster import chunks, store
-from dino_ray.raster.chunks import Depth, Pixels
+from dino_ray.raster.chunks import Depth, Layout, Pixels
 
 _BAND_BYTES = 8 * 2**20
 """Of what is read at once to go over the whole canvas: reading is as fast in larger pieces, and two are alive."""
@@ -74,20 +74,30 @@ class Canvas:
         height, width, bands = layout.shape
         return cls(str(folder), width, height, bands, layout.dtype, layout.chunk)
 
-    @staticmethod
-    def is_there(folder: str) -> bool:
-        """Whether a folder holds a canvas."""
-        return store.exists(folder)
+    @classmethod
+    def find(cls, folder: str | Path) -> Canvas | None:
+        """The canvas in a folder, or None where there is none yet.
+
+        Raises
+        ------
+        JobError
+            If there is one that can't be opened.
+        """
+        return cls.open(folder) if store.exists(folder) else None
+
+    @property
+    def layout(self) -> Layout:
+        """How the canvas is cut into chunks, which are its cells."""
+        return Layout((self.height, self.width, self.bands), self.cell, self.dtype)
 
     @property
     def cells(self) -> tuple[int, int]:
         """Number of rows and columns of cells."""
-        return -(-self.height // self.cell[0]), -(-self.width // self.cell[1])
+        return self.layout.grid
 
     def cell_rect(self, row: int, column: int) -> Rect:
         """Window of a cell in canvas_px, cut off at the canvas's border."""
-        y, x = row * self.cell[0], column * self.cell[1]
-        return Rect(x, y, min(self.cell[1], self.width - x), min(self.cell[0], self.height - y))
+        return self.layout.rect((row, column))
 
     def write(self, rect: Rect, pixels: Pixels) -> None:
         """Commit a cell: after this returns it is done, and if it fails nothing has changed.
@@ -112,7 +122,7 @@ class Canvas:
             raise ValueError(f"{rect} is not one cell of {self}")
         if pixels.shape != (rect.h, rect.w, self.bands) or pixels.dtype != self.dtype:
             raise ValueError(f"{pixels.shape} {pixels.dtype} does not fit the cell {rect} of {self}")
-        chunks.write(self.folder, self._layout(), rect, pixels)
+        chunks.write(self.folder, self._stored_layout(), rect, pixels)
 
     def done(self) -> set[tuple[int, int]]:
         """Row and column of every finished cell.
@@ -122,7 +132,7 @@ class Canvas:
         JobError
             If the store is gone or cannot be listed.
         """
-        return chunks.finished(self.folder, self._layout())
+        return chunks.finished(self.folder, self._stored_layout())
 
     def clean(self) -> int:
         """Remove what writers that died left unfinished; call it while nobody writes.
@@ -157,7 +167,7 @@ class Canvas:
         """
         if not (0 <= rect.x < rect.x1 <= self.width and 0 <= rect.y < rect.y1 <= self.height):
             raise ValueError(f"{rect} is not within {self}")
-        return chunks.read(self.folder, self._layout(), rect, absent="zeros")
+        return chunks.read(self.folder, self._stored_layout(), rect, absent="zeros")
 
     def rows(self) -> Iterator[Pixels]:
         """Full-width bands from top to bottom: (height, width, bands).
@@ -184,10 +194,12 @@ class Canvas:
                 hashing = thread.submit(digest.update, np.ascontiguousarray(band, f"<u{band.itemsize}").data)
         return digest.hexdigest()
 
-    def _layout(self) -> chunks.Layout:
+    def _stored_layout(self) -> Layout:
+        """`layout`, once it is known that the store has it."""
         layout = store.layout_of(self.folder, (self.height, self.width, self.bands), self.dtype)
         if layout.chunk != self.cell:
             raise JobError(
-                f"{self.folder}: has cells of {layout.chunk}, expected {self.cell}; it was made by another job"
+                f"{places.shown(self.folder)}: has cells of {layout.chunk}, expected {self.cell}; "
+                "it was made by another job"
             )
         return layout

@@ -123,6 +123,12 @@ def finished(folder: str, layout: Layout) -> set[Position]:
     return {(row, column) for row, column in positions if row < rows and column < columns}
 
 
+def all_finished(folder: str, layout: Layout) -> bool:
+    """Whether no chunk is missing; see `finished`."""
+    rows, columns = layout.grid
+    return len(finished(folder, layout)) == rows * columns
+
+
 def write(folder: str, layout: Layout, rect: Rect, pixels: Pixels) -> None:
     """Store a window of whole chunks; each appears whole or not at all, whenever the process dies.
 
@@ -264,7 +270,7 @@ def _fetch_remote(
 
 def _missing(folder: str, position: Position) -> JobError:
     _check_it_is_here(folder)
-    return JobError(f"{places.join(folder, name(position))}: is missing; start the job anew")
+    return JobError(f"{places.shown(places.join(folder, name(position)))}: is missing; start the job anew")
 
 
 def _check_it_is_here(folder: str) -> bool:
@@ -276,10 +282,10 @@ def _check_it_is_here(folder: str) -> bool:
 
 def vanished(folder: str) -> JobError:
     """What to say of a store that was there before."""
-    return JobError(f"{folder}: is gone; bring it back (is its disk mounted?), then resume")
+    return JobError(f"{places.shown(folder)}: is gone; bring it back (is its disk mounted?), then resume")
 
 
 def _damaged(folder: str, position: Position, layout: Layout, size: int | None) -> JobError:
     found = "is too short" if size is None else f"has {size:,} bytes, not {layout.chunk_bytes:,}"
-    where = places.join(folder, name(position))
+    where = places.shown(places.join(folder, name(position)))
     return JobError(f"{where}: cannot be read: it {found}; remove it, then resume")

@@ -15,7 +15,7 @@ import pyvips
 
 from dino_ray.errors import JobError, UsageError
 from dino_ray.plan.geometry import Rect
-from dino_ray.raster import orientation, samples, store
+from dino_ray.raster import chunks, orientation, samples, store
 from dino_ray.raster.decode import Opened, open_image
 from dino_ray.raster.info import AS_IS, ReadOptions, SourceInfo, to_record
 from dino_ray.raster.rows import decoded_bands
@@ -213,5 +213,5 @@ def _fill(
     array = store.create(folder, shape, (min(side, info.height), min(side, info.width)), info.dtype)
     for rect, pixels in bands:
         _check_stop(stop, info.name)
-        array[rect.slices] = pixels
+        chunks.write(array.folder, array.layout, rect, pixels)
     store.set_attributes(array, {INFO_ATTRIBUTE: to_record(info)})

@@ -29,6 +29,12 @@ _ATTEMPTS = 3  # per block: a download of hours should not end with the first lo
 _PAUSE_S = 0.5  # before the second attempt; doubled before the third
 
 
+def _file_name(url: str) -> str:
+    """Of chained addresses the first that has one; a scheme alone, as in simplecache::s3://b/k, has none."""
+    paths = (urlsplit(link).path for link in url.split("::") if "://" in link)
+    return next((unquote(name) for path in paths if (name := path.rpartition("/")[2])), url)
+
+
 class RemoteFile:
     """A file behind an fsspec URL.
 
@@ -43,7 +49,7 @@ class RemoteFile:
 
     def __init__(self, url: str) -> None:
         self.shown = places.shown(url)
-        self.name = unquote(urlsplit(self.shown.split("::")[0]).path.rpartition("/")[2]) or self.shown
+        self.name = _file_name(self.shown)
         self._lock = threading.Lock()
         self._error: DinoRayError | None = None
         self._streams: list[Any] = []

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy.typing as npt
 
+from dino_ray import places
 from dino_ray.errors import JobError
 from dino_ray.plan.geometry import Rect
+from dino_ray.raster import chunks, store
 from dino_ray.raster import ingest as ingestion
-from dino_ray.raster import store
 from dino_ray.raster.decode import open_image
 from dino_ray.raster.direct import DirectSource, direct_source, reads_directly
 from dino_ray.raster.info import AS_IS, ReadOptions, SourceInfo, from_record
@@ -55,15 +56,28 @@ class Source:
         JobError
             If the folder holds no ingested image, or one whose ingest was cut short.
         """
-        record = store.open_fresh(folder).attrs.get(ingestion.INFO_ATTRIBUTE)
-        if record is None:
-            raise JobError(f"{folder}: holds no whole image; its ingest did not finish")
-        return cls(str(folder), from_record(record))
+        found = cls.find(folder)
+        if found is None:
+            raise JobError(f"{places.shown(folder)}: holds no whole image; its ingest did not finish")
+        return found
 
-    @staticmethod
-    def is_whole(folder: str) -> bool:
-        """Whether a folder holds an image whose ingest came to its end."""
-        return store.exists(folder) and ingestion.INFO_ATTRIBUTE in store.open_fresh(folder).attrs
+    @classmethod
+    def find(cls, folder: str | Path) -> Source | None:
+        """As `open`, or None where the ingest has yet to be done, or to be done again.
+
+        Raises
+        ------
+        JobError
+            If the folder can't be read, or holds a store of another kind.
+        """
+        if not store.exists(folder):
+            return None
+        opened = store.open_fresh(folder)
+        record = opened.attrs.get(ingestion.INFO_ATTRIBUTE)
+        # The record is written last, but a power cut can undo what was written before it.
+        if record is None or not chunks.all_finished(opened.folder, opened.layout):
+            return None
+        return cls(str(folder), from_record(record))
 
     def read(self, rect: Rect) -> Pixels:
         """Pixels of a window, which may stick out by any amount: the image's edges are replicated.
@@ -83,9 +97,9 @@ class Source:
             If the store cannot be read or has lost bytes.
         """
         info = self.info
-        shape = (info.height, info.width, info.bands)
+        layout = store.layout_of(self.folder, (info.height, info.width, info.bands), info.dtype)
         return read_replicated(
-            rect, info.width, info.height, lambda part: store.read(self.folder, shape, info.dtype, part)
+            rect, info.width, info.height, lambda part: chunks.read(self.folder, layout, part, absent="error")
         )
 
 

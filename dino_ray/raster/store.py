@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import zarr
 from zarr.core.buffer import default_buffer_prototype
@@ -23,9 +23,8 @@ from zarr.storage import MemoryStore
 
 from dino_ray import places
 from dino_ray.errors import JobError, describe_error
-from dino_ray.plan.geometry import Rect
 from dino_ray.raster import chunks
-from dino_ray.raster.chunks import Depth, Layout, Pixels, Position
+from dino_ray.raster.chunks import Depth, Layout, Pixels
 
 __all__ = [
     "Depth",
@@ -34,13 +33,11 @@ __all__ = [
     "Pixels",
     "clean",
     "create",
-    "finished",
+    "exists",
     "layout_of",
     "open_fresh",
-    "read",
     "remove",
     "set_attributes",
-    "write",
 ]
 
 
@@ -61,12 +58,6 @@ class PixelStore:
     folder: str
     layout: Layout
     attrs: Mapping[str, Any]
-
-    def __setitem__(self, window: tuple[slice, slice], pixels: Pixels) -> None:
-        """Store a window of whole chunks, (rows, columns); see `chunks.write`."""
-        rows, columns = window
-        rect = Rect(columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)
-        chunks.write(self.folder, self.layout, rect, pixels)
 
 
 def create(
@@ -111,7 +102,9 @@ def remove(folder: str | Path) -> None:
     if _is_ours(folder):
         places.remove_tree(folder)
     elif places.exists(folder) and not _is_empty(folder):
-        raise JobError(f"{folder}: holds files that are not a pixel store; name an empty folder")
+        raise JobError(
+            f"{places.shown(folder)}: holds files that are not a pixel store; name an empty folder"
+        )
 
 
 def _is_ours(folder: str | Path) -> bool:
@@ -128,7 +121,7 @@ def _is_empty(folder: str | Path) -> bool:
 
 
 def exists(folder: str | Path) -> bool:
-    """Whether a folder holds an array, whole or not."""
+    """Whether a folder holds an array, whatever is stored of it."""
     return places.exists(places.join(folder, chunks.METADATA))
 
 
@@ -140,15 +133,17 @@ def open_fresh(folder: str | Path) -> PixelStore:
     JobError
         If the folder holds no such array, or can't be read.
     """
-    if not places.exists(places.join(folder, chunks.METADATA)):
-        raise JobError(f"{folder}: is not a pixel store that can be opened; name the folder of one")
+    if not exists(folder):
+        raise JobError(
+            f"{places.shown(folder)}: is not a pixel store that can be opened; name the folder of one"
+        )
     metadata = places.read_bytes(places.join(folder, chunks.METADATA))
     buffer = default_buffer_prototype().buffer.from_bytes(metadata)
     try:
         array = zarr.open_array(MemoryStore({chunks.METADATA: buffer}), mode="r", zarr_format=3)
     except Exception as error:  # zarr has no common ancestor for what it finds wrong with metadata
         raise JobError(
-            f"{folder}: is not a pixel store that can be opened ({describe_error(error)}); start anew"
+            f"{places.shown(folder)}: is not a pixel store that can be opened ({describe_error(error)}); start anew"
         ) from error
     return PixelStore(str(folder), _layout_from(folder, array), dict(array.attrs))
 
@@ -161,7 +156,9 @@ def _layout_from(folder: str | Path, array: Any) -> Layout:
     together = getattr(about.chunk_key_encoding, "separator", None) == chunks.KEY_ENCODING["separator"]
     known = array.ndim == 3 and array.chunks[2:] == array.shape[2:] and array.dtype in ("uint8", "uint16")
     if not (little and together and known):
-        raise JobError(f"{folder}: is stored in a way that is not this version's; start the job anew")
+        raise JobError(
+            f"{places.shown(folder)}: is stored in a way that is not this version's; start the job anew"
+        )
     dtype: Depth = "uint8" if array.dtype == "uint8" else "uint16"
     return Layout(tuple(array.shape), tuple(array.chunks[:2]), dtype)
 
@@ -175,55 +172,15 @@ def layout_of(folder: str, shape: tuple[int, int, int], dtype: Depth) -> Layout:
     JobError
         If the array is gone, or is of another shape or depth, or stored in another way.
     """
-    if not places.exists(places.join(folder, chunks.METADATA)):
+    if not exists(folder):
         raise chunks.vanished(folder)
     layout = open_fresh(folder).layout
     if layout.shape != shape or layout.dtype != dtype:
         raise JobError(
-            f"{folder}: holds {layout.shape} {layout.dtype}, expected {shape} {dtype}; it was made by another job"
+            f"{places.shown(folder)}: holds {layout.shape} {layout.dtype}, expected {shape} {dtype}; "
+            "it was made by another job"
         )
     return layout
-
-
-def read(
-    folder: str,
-    shape: tuple[int, int, int],
-    dtype: Depth,
-    rect: Rect,
-    absent: Literal["zeros", "error"] = "error",
-) -> Pixels:
-    """Pixels of a window inside an array that has this shape and depth; see `chunks.read`.
-
-    Raises
-    ------
-    JobError
-        If there is no such array, or a chunk is missing, cannot be read or has lost bytes.
-    """
-    return chunks.read(folder, layout_of(folder, shape, dtype), rect, absent)
-
-
-def write(folder: str, shape: tuple[int, int, int], dtype: Depth, rect: Rect, pixels: Pixels) -> None:
-    """Store a window of whole chunks, such as a cell or a band as high as a chunk; see `chunks.write`.
-
-    Raises
-    ------
-    ValueError
-        If the window is not made of whole chunks, or the pixels do not fit it.
-    JobError
-        If there is no such array, or it cannot be written.
-    """
-    chunks.write(folder, layout_of(folder, shape, dtype), rect, pixels)
-
-
-def finished(folder: str, shape: tuple[int, int, int], dtype: Depth) -> set[Position]:
-    """Row and column of every chunk that is there with all its bytes.
-
-    Raises
-    ------
-    JobError
-        If there is no such array, or it cannot be listed.
-    """
-    return chunks.finished(folder, layout_of(folder, shape, dtype))
 
 
 def clean(folder: str | Path) -> int:

@@ -442,8 +442,20 @@ def test_bands_of_very_wide_images_stay_small():
         assert side == ingest_module._MIN_CHUNK_SIDE or side * width * 8 <= ingest_module._BAND_BYTES
 
 
+@pytest.mark.parametrize("damage", ["short", "missing"])
+def test_an_ingest_of_which_a_power_cut_took_a_part_is_to_be_done_again(tmp_path, damage):
+    source = ingest_array(pattern(200, 300), tmp_path / "s")
+    assert Source.find(tmp_path / "s") == source
+    chunk = next((tmp_path / "s").glob("c.*"))
+    chunk.write_bytes(chunk.read_bytes()[:-1]) if damage == "short" else chunk.unlink()
+    assert Source.find(tmp_path / "s") is None
+    with pytest.raises(JobError, match="did not finish"):
+        Source.open(tmp_path / "s")
+
+
 def test_opening_what_is_no_store_is_an_error(tmp_path):
-    with pytest.raises(JobError, match="pixel store"):
+    assert Source.find(tmp_path / "nowhere") is None
+    with pytest.raises(JobError, match="no whole image"):
         Source.open(tmp_path / "nowhere")
     assert not Path(tmp_path / "nowhere").exists()
 

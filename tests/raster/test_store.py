@@ -57,6 +57,18 @@ def place_for(request, tmp_path):
     return f"{request.getfixturevalue('s3_bucket')}/job/canvas.zarr"
 
 
+def read(folder, shape, dtype, rect, absent="error"):
+    return chunks.read(folder, store.layout_of(folder, shape, dtype), rect, absent)
+
+
+def write(folder, shape, dtype, rect, pixels):
+    chunks.write(folder, store.layout_of(folder, shape, dtype), rect, pixels)
+
+
+def finished(folder, shape, dtype):
+    return chunks.finished(folder, store.layout_of(folder, shape, dtype))
+
+
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     height=st.integers(1, 40),
@@ -75,7 +87,7 @@ def test_zarr_and_we_store_the_same_bytes_and_read_each_others(
     pixels, folder = noise((height, width, bands), dtype, seed), tmp_path_factory.mktemp("stores")
     ours, zarrs = folder / "ours", folder / "zarrs"
     store.create(ours, pixels.shape, chunk, dtype)
-    store.write(str(ours), pixels.shape, dtype, whole(pixels.shape), pixels)
+    write(str(ours), pixels.shape, dtype, whole(pixels.shape), pixels)
     store.create(zarrs, pixels.shape, chunk, dtype)
     # Else zarr leaves out chunks of zeros.
     zarr.open_array(zarrs, mode="r+").with_config({"write_empty_chunks": True})[:] = pixels
@@ -83,31 +95,31 @@ def test_zarr_and_we_store_the_same_bytes_and_read_each_others(
         f.name: f.read_bytes() for f in zarrs.iterdir()
     }
     np.testing.assert_array_equal(zarr.open_array(ours, mode="r")[:], pixels)
-    np.testing.assert_array_equal(store.read(str(zarrs), pixels.shape, dtype, whole(pixels.shape)), pixels)
+    np.testing.assert_array_equal(read(str(zarrs), pixels.shape, dtype, whole(pixels.shape)), pixels)
 
 
 def test_pixels_come_back_from_any_storage(folder):
     pixels = noise(dtype="uint16")
     store.create(folder, SHAPE, CHUNK, "uint16")
-    assert store.finished(folder, SHAPE, "uint16") == set()
-    store.write(folder, SHAPE, "uint16", Rect(0, 0, 100, 32), pixels[:32])
-    store.write(folder, SHAPE, "uint16", Rect(48, 32, 48, 28), pixels[32:, 48:96])
-    assert store.finished(folder, SHAPE, "uint16") == {(0, 0), (0, 1), (0, 2), (1, 1)}
+    assert finished(folder, SHAPE, "uint16") == set()
+    write(folder, SHAPE, "uint16", Rect(0, 0, 100, 32), pixels[:32])
+    write(folder, SHAPE, "uint16", Rect(48, 32, 48, 28), pixels[32:, 48:96])
+    assert finished(folder, SHAPE, "uint16") == {(0, 0), (0, 1), (0, 2), (1, 1)}
     for rect in (Rect(0, 0, 100, 32), Rect(47, 31, 2, 1), Rect(50, 30, 3, 20), Rect(99, 0, 1, 1)):
-        np.testing.assert_array_equal(store.read(folder, SHAPE, "uint16", rect), pixels[rect.slices])
+        np.testing.assert_array_equal(read(folder, SHAPE, "uint16", rect), pixels[rect.slices])
 
 
 def test_a_chunk_that_is_missing_is_an_error_unless_zeros_will_do(folder):
     store.create(folder, SHAPE, CHUNK, "uint8")
     with pytest.raises(JobError, match=r"c\.1\.2\.0: is missing; start the job anew"):
-        store.read(folder, SHAPE, "uint8", Rect(97, 40, 1, 1))
-    assert not store.read(folder, SHAPE, "uint8", Rect(97, 40, 1, 1), absent="zeros").any()
+        read(folder, SHAPE, "uint8", Rect(97, 40, 1, 1))
+    assert not read(folder, SHAPE, "uint8", Rect(97, 40, 1, 1), absent="zeros").any()
 
 
 def test_zarr_reads_what_lies_in_an_object_store(s3_bucket):
     folder, pixels = f"{s3_bucket}/canvas.zarr", noise()
     store.create(folder, SHAPE, CHUNK, "uint8")
-    store.write(folder, SHAPE, "uint8", whole(), pixels)
+    write(folder, SHAPE, "uint8", whole(), pixels)
     # Copied, because zarr leaves its connections to the store open when the process ends.
     objects = {name: places.read_bytes(places.join(folder, name)) for name in places.list_files(folder)}
     buffers = {name: default_buffer_prototype().buffer.from_bytes(each) for name, each in objects.items()}
@@ -116,7 +128,7 @@ def test_zarr_reads_what_lies_in_an_object_store(s3_bucket):
 
 def test_attributes_and_shape_are_found_again(folder):
     made = store.create(folder, SHAPE, CHUNK, "uint16")
-    made[whole().slices] = noise(dtype="uint16")
+    write(folder, SHAPE, "uint16", whole(), noise(dtype="uint16"))
     store.set_attributes(made, {"made": "by us", "so": 1})
     store.set_attributes(made, {"so": [2]})
     again = store.open_fresh(folder)
@@ -132,9 +144,9 @@ def test_attributes_are_zarrs(tmp_path):
 
 def test_a_store_is_replaced_or_removed_with_all_that_is_in_it(folder):
     store.create(folder, SHAPE, CHUNK, "uint8")
-    store.write(folder, SHAPE, "uint8", whole(), noise())
+    write(folder, SHAPE, "uint8", whole(), noise())
     store.create(folder, SHAPE, CHUNK, "uint8")
-    assert store.finished(folder, SHAPE, "uint8") == set()
+    assert finished(folder, SHAPE, "uint8") == set()
     store.remove(folder)
     store.remove(folder)
     assert not places.exists(folder)
@@ -154,7 +166,7 @@ def test_what_is_no_store_is_left_alone(folder):
 
 def test_what_a_removal_that_was_cut_short_left_is_removed(folder):
     store.create(folder, SHAPE, CHUNK, "uint8")
-    store.write(folder, SHAPE, "uint8", whole(), noise())
+    write(folder, SHAPE, "uint8", whole(), noise())
     places.remove(places.join(folder, "zarr.json"))
     places.write_bytes_whole(places.join(folder, ".zarr.json.0123456789abcdef.partial"), b"{")
     store.create(folder, SHAPE, CHUNK, "uint8")
@@ -185,7 +197,7 @@ def test_a_store_laid_out_otherwise_is_refused_not_misread(tmp_path, options):
         options = {**options, "chunk_key_encoding": chunks.KEY_ENCODING}
     zarr.create_array(tmp_path / "c", shape=SHAPE, chunks=(*CHUNK, 3), dtype="uint16", **options)[:] = 1
     with pytest.raises(JobError, match="not this version's; start the job anew"):
-        store.read(str(tmp_path / "c"), SHAPE, "uint16", whole())
+        read(str(tmp_path / "c"), SHAPE, "uint16", whole())
 
 
 @pytest.mark.parametrize(
@@ -195,7 +207,7 @@ def test_only_whole_chunks_are_written(tmp_path, rect):
     folder = str(tmp_path / "c")
     store.create(folder, SHAPE, CHUNK, "uint8")
     with pytest.raises(ValueError, match="not made of chunks"):
-        store.write(folder, SHAPE, "uint8", rect, noise((rect.h, rect.w, 3)))
+        write(folder, SHAPE, "uint8", rect, noise((rect.h, rect.w, 3)))
 
 
 # --- other processes, and their deaths ----------------------------------------------------------------------
