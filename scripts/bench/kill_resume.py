@@ -41,6 +41,9 @@ REPLICA_TITLES = ("ray::RayReplica", "ray::tile")
 GONE_S = 120.0
 """Ray's own processes end by themselves within this long once their driver is dead."""
 
+MOST_FAILURES = 3
+"""After so many it is of no use to go on."""
+
 EARLY = 0.25
 """Share of the kills that may fall before the first cell; the others fall while cells are made."""
 
@@ -133,7 +136,7 @@ def main(kills: int, side: int, scale: float, model: str, address: str, seed: in
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), side, ["--scale", f"{scale:g}", "--model", model, "--address", address])
         print(f"undisturbed: {bench.cells} cells, {bench.wall_s:.1f} s, {bench.sha256[:16]}", flush=True)
-        while len(bench.kills) < kills:
+        while len(bench.kills) < kills and bench.failed < MOST_FAILURES:
             bench.one_job(kills, moments, has_replicas=address != "none")
         broken = bench.tell()
     sys.exit(1 if broken else 0)
