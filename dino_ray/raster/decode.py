@@ -17,16 +17,17 @@ import numpy.typing as npt
 import pyvips
 
 from dino_ray.errors import UsageError
-from dino_ray.raster import colour, metadata, samples, tiff_layout, whole
+from dino_ray.raster import colour, limits, metadata, samples
 from dino_ray.raster.image_file import ImageFile, open_file
 from dino_ray.raster.info import AS_IS, ReadOptions
 from dino_ray.raster.metadata import Metadata
 from dino_ray.raster.rows import decoded_bands
 from dino_ray.raster.samples import Span
 from dino_ray.raster.store import Depth
-from dino_ray.raster.tiff_layout import TiffLayout
+from dino_ray.raster.tiff import layout as tiff_layout
+from dino_ray.raster.tiff.layout import TiffLayout
+from dino_ray.raster.tiff.wide import WideTiff
 from dino_ray.raster.vips import VipsImage, field, loader, one_line, overhear
-from dino_ray.raster.wide_tiff import WideTiff
 
 _MM_PER_INCH = 25.4
 _PNG_UNSTATED_XRES = 2.834  # px/mm: 72 dpi, cut short
@@ -46,13 +47,6 @@ _LOADERS = {
     "svgload_source": "SVG",
 }
 
-# A picture with anything on it stays far below 16,384 pixels per byte: deflate ends at 1:1032, which is 8,256
-# pixels per byte for a blank 1-bit PNG. What is small enough to do no harm may be as blank as it likes (and
-# every WebP is that small); vector drawings have no pixels to count.
-_MAX_PIXELS_PER_BYTE = 16_384
-_ALWAYS_PLAUSIBLE_PIXELS = 2**28
-
-_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _DEPTHS: dict[str, Depth] = {"uchar": "uint8", "ushort": "uint16"}
 # Samples that are brought to 16 bits once it is known what they span: numpy's name for them, and ours.
 _SCALED = {
@@ -168,7 +162,7 @@ def _opened(file: ImageFile, options: ReadOptions, span: Span | None, access: st
     tiff = _tiff_layout(file, page) if is_tiff else None
     if tiff is not None:
         _check_page(file, options, tiff.pages)
-        _check_tiff(file, tiff)
+        tiff_layout.check(tiff, file.shown)
     if tiff is not None and tiff.wide:
         file = WideTiff(file, page, span)
     # Tiles of a TIFF that end early are read as far as they go on any other level.
@@ -178,8 +172,8 @@ def _opened(file: ImageFile, options: ReadOptions, span: Span | None, access: st
     _check_page(file, options, pages)
     if page and not isinstance(file, WideTiff):
         image = _load(file, access, fail_on, page=page)
-    _check_plausible(file, image)
-    whole.check_memory(image, file.shown)
+    limits.check_plausible(image, file.size, file.shown)
+    limits.check_memory(image, file.shown)
     even, kind, unmeasured = _sixteen_bits(file, image, span)
     plain = colour.plain(even, file.shown, options.to_srgb)
     orientation = field(image, "orientation", 1)
@@ -215,7 +209,7 @@ def _load(file: ImageFile, access: str, fail_on: str, **options: Any) -> VipsIma
 
 def _is_tiff(file: ImageFile) -> bool:
     with closing(file.stream()) as stream:
-        return stream.read(4) in _TIFF_MAGIC
+        return tiff_layout.is_tiff(stream)
 
 
 def _tiff_layout(file: ImageFile, page: int) -> TiffLayout | None:
@@ -233,26 +227,6 @@ def _check_page(file: ImageFile, options: ReadOptions, pages: int) -> None:
         raise UsageError(f"--page {options.page}: {file.shown} has {has}; name one of them, counted from 1")
 
 
-def _check_tiff(file: ImageFile, tiff: TiffLayout) -> None:
-    """Refuse what libvips would read wrongly, or read for long before it finds the end missing."""
-    if tiff.raw_luma_chroma:
-        # It converts YCbCr where JPEG compression has libtiff do it, and else takes it for RGB.
-        raise UsageError(f"{file.shown}: has YCbCr samples without JPEG compression; convert it to RGB first")
-    if tiff.planar_tiles and not tiff.wide:
-        raise UsageError(
-            f"{file.shown}: has tiles of one band each, which cannot be read here; interleave its bands first (tiffcp "
-            "-p contig)"
-        )
-    if tiff.beyond:
-        raise UsageError(
-            f"{file.shown}: is truncated: {tiff.beyond:,} bytes are missing at its end; get a whole copy"
-        )
-    if tiff.missing:
-        raise UsageError(
-            f"{file.shown}: {tiff.missing:,} of its strips or tiles were never written; fill them first"
-        )
-
-
 def _unreadable(file: ImageFile, reason: str) -> UsageError:
     if "known format" not in reason:
         return UsageError(
@@ -264,18 +238,6 @@ def _unreadable(file: ImageFile, reason: str) -> UsageError:
         return UsageError(f"{file.shown}: is a truncated TIFF; get a whole copy")
     known = ", ".join(readable_formats())
     return UsageError(f"{file.shown}: not an image in a format that can be read here ({known}); convert it")
-
-
-def _check_plausible(file: ImageFile, image: VipsImage) -> None:
-    claimed, size = image.width * image.height, file.size
-    vector = loader(image).startswith("svg")
-    if size is None or vector:
-        return
-    if claimed > max(_ALWAYS_PLAUSIBLE_PIXELS, size * _MAX_PIXELS_PER_BYTE):
-        raise UsageError(
-            f"{file.shown}: claims {image.width:,} × {image.height:,} pixels in {size:,} bytes, more than such a "
-            "file can hold; it is truncated or made to exhaust memory: get a whole copy"
-        )
 
 
 def _sixteen_bits(

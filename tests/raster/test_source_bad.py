@@ -18,7 +18,7 @@ from PIL import Image
 from dino_ray.errors import UsageError
 from dino_ray.plan.geometry import Rect
 from dino_ray.raster import ingest as ingest_module
-from dino_ray.raster import whole
+from dino_ray.raster import limits
 from dino_ray.raster.source import (
     IngestStopped,
     ReadOptions,
@@ -135,7 +135,7 @@ def peak_rss():
 def test_a_bomb_within_its_format_is_refused_where_memory_is_short(tmp_path, monkeypatch):
     path = tmp_path / "bomb.webp"
     path.write_bytes(webp_bomb(60_000, 60_000))
-    monkeypatch.setattr(whole, "available_bytes", lambda: 500 * 10**6)
+    monkeypatch.setattr(limits, "available_bytes", lambda: 500 * 10**6)
     assert "takes 1.9 GB of memory and 0.5 GB are free" in refused(path, tmp_path / "s")
 
 
@@ -155,23 +155,23 @@ def test_what_must_be_decoded_whole_is_refused_if_it_does_not_fit(tmp_path, monk
     options, bytes_per_pixel, kind = WHOLE[name]
     Image.fromarray(noise()).save(tmp_path / name, **options)
     needed = int(200 * 300 * bytes_per_pixel)
-    monkeypatch.setattr(whole, "available_bytes", lambda: needed)
+    monkeypatch.setattr(limits, "available_bytes", lambda: needed)
     probe(tmp_path / name)
-    monkeypatch.setattr(whole, "available_bytes", lambda: needed - 1)
+    monkeypatch.setattr(limits, "available_bytes", lambda: needed - 1)
     message = refused(tmp_path / name, tmp_path / "s")
     assert f"is a {kind} of 300 × 200, which can only be decoded whole" in message
 
 
 def test_an_interlaced_png_is_refused_if_it_does_not_fit_and_the_way_out_is_named(tmp_path, monkeypatch):
     pyvips.Image.new_from_array(noise()).pngsave(str(tmp_path / "a.png"), interlace=True)
-    monkeypatch.setattr(whole, "available_bytes", lambda: 200 * 300 * 3 - 1)
+    monkeypatch.setattr(limits, "available_bytes", lambda: 200 * 300 * 3 - 1)
     assert "save it without interlacing" in refused(tmp_path / "a.png", tmp_path / "s")
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif"])
 def test_what_is_decoded_by_rows_needs_no_memory_to_speak_of(tmp_path, monkeypatch, name):
     Image.fromarray(noise()).save(tmp_path / name)
-    monkeypatch.setattr(whole, "available_bytes", lambda: 0)
+    monkeypatch.setattr(limits, "available_bytes", lambda: 0)
     ingest(tmp_path / name, tmp_path / "s")
 
 
@@ -179,20 +179,20 @@ def test_64_bit_rows_that_cannot_be_cut_are_refused_if_they_do_not_fit(tmp_path,
     tifffile.imwrite(
         tmp_path / "a.tif", noise().astype("float64"), photometric="rgb", compression="zlib", rowsperstrip=200
     )
-    monkeypatch.setattr(whole, "available_bytes", lambda: 200 * 300 * 3 * 8)
+    monkeypatch.setattr(limits, "available_bytes", lambda: 200 * 300 * 3 * 8)
     assert "strips or tiles are 200 rows high" in refused(tmp_path / "a.tif", tmp_path / "s")
 
 
 def test_memory_is_what_the_machine_and_the_control_group_leave(tmp_path, monkeypatch):
     limit, used = tmp_path / "max", tmp_path / "current"
     used.write_text("300\n")
-    monkeypatch.setattr(whole, "_CGROUP_LIMITS", ((limit, used),))
-    unlimited = whole.available_bytes()
+    monkeypatch.setattr(limits, "_CGROUP_LIMITS", ((limit, used),))
+    unlimited = limits.available_bytes()
     assert unlimited is None or unlimited > 10**6
     limit.write_text("1000\n")
-    assert whole.available_bytes() == 700
+    assert limits.available_bytes() == 700
     limit.write_text("max\n")
-    assert whole.available_bytes() is None or whole.available_bytes() > 10**6
+    assert limits.available_bytes() is None or limits.available_bytes() > 10**6
 
 
 # --- files that end early ----------------------------------------------------------------------------------

@@ -17,8 +17,11 @@ from dino_ray.raster.canvas import Canvas
 from dino_ray.raster.export import ifd, pyramid
 from dino_ray.raster.export.codecs import Codec, codec
 from dino_ray.raster.export.formats import LIBVIPS_MAX_SIDE, Compression, Format, Labels, Settings
-from dino_ray.raster.export.ifd import Field, Tag
+from dino_ray.raster.export.ifd import field
 from dino_ray.raster.store import Pixels
+from dino_ray.raster.tiff import tags
+from dino_ray.raster.tiff.directory import BYTE, LONG, LONG8, RATIONAL, SHORT, UNDEFINED, Field
+from dino_ray.raster.tiff.tags import Tag
 
 # What cloud-optimised GeoTIFFs use: 256 would make four times as many tiles, each with a cost of its own.
 _TILE = 512
@@ -139,43 +142,43 @@ def _append(file: BinaryIO, tiles: list[_Tile], levels: list[_Level]) -> None:
 def _directory(canvas: Canvas, labels: Labels | None, packer: Codec, level: _Level, big: bool) -> list[Field]:
     """The fields of one level; ``labels`` for the image itself, None for its reduced copies."""
     jpeg_colour = packer.tables is not None and canvas.bands == 3
-    colour = ifd.YCBCR if jpeg_colour else ifd.RGB if canvas.bands >= 3 else ifd.BLACK_IS_ZERO
-    place = ifd.LONG8 if big else ifd.LONG
+    colour = tags.YCBCR if jpeg_colour else tags.RGB if canvas.bands >= 3 else tags.BLACK_IS_ZERO
+    place = LONG8 if big else LONG
     fields = [
-        Field(Tag.NEW_SUBFILE_TYPE, ifd.LONG, [0 if labels else ifd.REDUCED_IMAGE]),
-        Field(Tag.IMAGE_WIDTH, ifd.LONG, [level.width]),
-        Field(Tag.IMAGE_LENGTH, ifd.LONG, [level.height]),
-        Field(Tag.COMPRESSION, ifd.SHORT, [packer.code]),
-        Field(Tag.PHOTOMETRIC, ifd.SHORT, [colour]),
-        Field(Tag.TILE_WIDTH, ifd.LONG, [level.tile[1]]),
-        Field(Tag.TILE_LENGTH, ifd.LONG, [level.tile[0]]),
-        Field(Tag.TILE_OFFSETS, place, level.offsets.ravel().tolist()),
-        Field(Tag.TILE_BYTE_COUNTS, place, level.counts.ravel().tolist()),
+        field(Tag.NEW_SUBFILE_TYPE, LONG, [0 if labels else tags.REDUCED_IMAGE]),
+        field(Tag.IMAGE_WIDTH, LONG, [level.width]),
+        field(Tag.IMAGE_LENGTH, LONG, [level.height]),
+        field(Tag.COMPRESSION, SHORT, [packer.code]),
+        field(Tag.PHOTOMETRIC, SHORT, [colour]),
+        field(Tag.TILE_WIDTH, LONG, [level.tile[1]]),
+        field(Tag.TILE_LENGTH, LONG, [level.tile[0]]),
+        field(Tag.TILE_OFFSETS, place, level.offsets.ravel().tolist()),
+        field(Tag.TILE_BYTE_COUNTS, place, level.counts.ravel().tolist()),
         *ifd.sample_fields(canvas.bands, 8 * np.dtype(canvas.dtype).itemsize),
     ]
     if packer.predictor:
-        fields.append(Field(Tag.PREDICTOR, ifd.SHORT, [ifd.HORIZONTAL]))
+        fields.append(field(Tag.PREDICTOR, SHORT, [tags.HORIZONTAL]))
     if packer.tables is not None:
-        fields.append(Field(Tag.JPEG_TABLES, ifd.UNDEFINED, packer.tables))
+        fields.append(field(Tag.JPEG_TABLES, UNDEFINED, packer.tables))
     if jpeg_colour:
-        fields.append(Field(Tag.YCBCR_SUBSAMPLING, ifd.SHORT, [1, 1]))
+        fields.append(field(Tag.YCBCR_SUBSAMPLING, SHORT, [1, 1]))
     if labels is not None:
         fields += _label_fields(labels)
-    return ifd.ordered(fields)
+    return fields
 
 
 def _label_fields(labels: Labels) -> list[Field]:
     dpi_x, dpi_y = labels.dpi or _UNSTATED_DPI
     blocks = (
-        (Tag.XMP, ifd.BYTE, labels.metadata.xmp),
-        (Tag.IPTC, ifd.UNDEFINED, labels.metadata.iptc),
-        (Tag.ICC_PROFILE, ifd.UNDEFINED, labels.icc),
+        (Tag.XMP, BYTE, labels.metadata.xmp),
+        (Tag.IPTC, UNDEFINED, labels.metadata.iptc),
+        (Tag.ICC_PROFILE, UNDEFINED, labels.icc),
     )
     return [
-        Field(Tag.X_RESOLUTION, ifd.RATIONAL, _rational(dpi_x)),
-        Field(Tag.Y_RESOLUTION, ifd.RATIONAL, _rational(dpi_y)),
-        Field(Tag.RESOLUTION_UNIT, ifd.SHORT, [ifd.INCH]),
-        *(Field(tag, kind, block) for tag, kind, block in blocks if block),
+        field(Tag.X_RESOLUTION, RATIONAL, _rational(dpi_x)),
+        field(Tag.Y_RESOLUTION, RATIONAL, _rational(dpi_y)),
+        field(Tag.RESOLUTION_UNIT, SHORT, [tags.INCH]),
+        *(field(tag, kind, block) for tag, kind, block in blocks if block),
     ]
 
 

@@ -18,7 +18,10 @@ import pyvips
 from dino_ray.plan.geometry import Rect
 from dino_ray.raster.canvas import Canvas
 from dino_ray.raster.export import ifd
-from dino_ray.raster.export.ifd import Field, Tag
+from dino_ray.raster.export.ifd import field
+from dino_ray.raster.tiff import tags
+from dino_ray.raster.tiff.directory import LONG, LONG8, SHORT
+from dino_ray.raster.tiff.tags import Tag
 from dino_ray.raster.vips import VipsImage
 
 # Rows are handed over in strips of about this size: large enough that a call from libvips into Python costs
@@ -79,16 +82,16 @@ def bigtiff_header(width: int, height: int, bands: int, bits: int, rows_per_stri
         offsets = [first + i * strip_bytes for i in range(n_strips)]
         counts = [min(strip_bytes, pixel_bytes - i * strip_bytes) for i in range(n_strips)]
         fields = [
-            Field(Tag.IMAGE_WIDTH, ifd.LONG, [width]),
-            Field(Tag.IMAGE_LENGTH, ifd.LONG, [height]),
-            Field(Tag.COMPRESSION, ifd.SHORT, [ifd.UNCOMPRESSED]),
-            Field(Tag.PHOTOMETRIC, ifd.SHORT, [ifd.BLACK_IS_ZERO if bands <= 2 else ifd.RGB]),
-            Field(Tag.STRIP_OFFSETS, ifd.LONG8, offsets),
-            Field(Tag.ROWS_PER_STRIP, ifd.LONG, [rows_per_strip]),
-            Field(Tag.STRIP_BYTE_COUNTS, ifd.LONG8, counts),
+            field(Tag.IMAGE_WIDTH, LONG, [width]),
+            field(Tag.IMAGE_LENGTH, LONG, [height]),
+            field(Tag.COMPRESSION, SHORT, [tags.UNCOMPRESSED]),
+            field(Tag.PHOTOMETRIC, SHORT, [tags.BLACK_IS_ZERO if bands <= 2 else tags.RGB]),
+            field(Tag.STRIP_OFFSETS, LONG8, offsets),
+            field(Tag.ROWS_PER_STRIP, LONG, [rows_per_strip]),
+            field(Tag.STRIP_BYTE_COUNTS, LONG8, counts),
             *ifd.sample_fields(bands, bits),
         ]
-        return ifd.header([ifd.ordered(fields)], big=True)
+        return ifd.header([fields], big=True)
 
     # Lay it out once to learn where pixels begin.
     return laid_out(len(laid_out(0)))

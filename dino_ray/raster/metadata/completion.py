@@ -23,21 +23,21 @@ from typing import BinaryIO
 
 from dino_ray.raster.metadata import iptc
 from dino_ray.raster.metadata.blocks import EXIF_PREFIX, Metadata, attach
-from dino_ray.raster.metadata.directory import (
+from dino_ray.raster.metadata.tiff import add_exif_to_tiff
+from dino_ray.raster.tiff.directory import (
     LITTLE_ENDIAN,
     LONG,
+    STARTS,
     TIFF_HEADER,
     UNDEFINED,
     Field,
     write_directory,
 )
-from dino_ray.raster.metadata.exif import EXIF_IFD
-from dino_ray.raster.metadata.tiff import add_exif_to_tiff
+from dino_ray.raster.tiff.tags import Tag
 from dino_ray.raster.vips import VipsImage
 
 logger = logging.getLogger(__name__)
 
-_MAKER_NOTE = 37500
 # libexif keeps a maker note of any bytes but zeros.
 _FILLER = b"\xa5"
 # libvips adds at least 156 bytes of tags that it wants in every block, to a note of this size or larger.
@@ -55,7 +55,6 @@ _XMP_KEYWORD = b"XML:com.adobe.xmp\0"
 _PNG_LIBVIPS_XMP = _PNG_COMPRESSED_TEXT + _XMP_KEYWORD
 _ITXT_HEAD = _XMP_KEYWORD + b"\0\0\0\0"  # not compressed, no language, no translated keyword
 _ITXT_HEAD_BYTES = len(_ITXT_HEAD)
-_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _APP1, _START_OF_SCAN = 0xE1, 0xDA
 
 
@@ -86,7 +85,7 @@ def _unpadded(xmp: bytes) -> bytes:
 def _room_for_exif(size: int) -> bytes:
     """A block that becomes one of at least ``size`` bytes on its way through libvips."""
     note = _FILLER * max(_MIN_NOTE, size - _ADDED_BYTES)
-    pointer = Field(EXIF_IFD, LONG, 1, b"", (Field(_MAKER_NOTE, UNDEFINED, len(note), note),))
+    pointer = Field(Tag.EXIF_IFD, LONG, 1, b"", (Field(Tag.MAKER_NOTE, UNDEFINED, len(note), note),))
     return TIFF_HEADER + write_directory(LITTLE_ENDIAN, len(TIFF_HEADER), [pointer])
 
 
@@ -124,7 +123,7 @@ def complete(path: str | Path, metadata: Metadata) -> None:
             _warn_of_losses_in_jpeg(path, metadata)
         elif start.startswith(_RIFF) and start[8:12] == _WEBP:
             _fill(path, file, _room_in_webp(file), metadata.exif)
-    if start.startswith(_TIFF_STARTS) and metadata.exif is not None:
+    if start.startswith(STARTS) and metadata.exif is not None:
         add_exif_to_tiff(path, metadata.exif)
 
 

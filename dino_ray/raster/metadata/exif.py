@@ -11,14 +11,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from fractions import Fraction
 
-from dino_ray.raster.metadata.directory import (
+from dino_ray.raster.tiff.data import BlockBytes, Damaged
+from dino_ray.raster.tiff.directory import (
     LITTLE_ENDIAN,
     LONG,
     RATIONAL,
     SHORT,
     TIFF_HEADER,
-    BlockBytes,
-    Damaged,
     Directory,
     Entry,
     Field,
@@ -28,16 +27,14 @@ from dino_ray.raster.metadata.directory import (
     read_header,
     write_directory,
 )
+from dino_ray.raster.tiff.tags import INCH, UPRIGHT, Tag
 
-EXIF_IFD, GPS_IFD, INTEROP_IFD = 34665, 34853, 40965
-_IMAGE_WIDTH, _IMAGE_LENGTH, _ORIENTATION = 256, 257, 274
-_X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
-_PIXEL_X_DIMENSION, _PIXEL_Y_DIMENSION = 40962, 40963
 # Where a thumbnail's bytes are: as a JPEG, or in strips.
-_THUMBNAIL_TAGS = ((513, 514), (273, 279))
+_THUMBNAIL_TAGS = (
+    (Tag.THUMBNAIL_OFFSET, Tag.THUMBNAIL_BYTES),
+    (Tag.STRIP_OFFSETS, Tag.STRIP_BYTE_COUNTS),
+)
 
-_UPRIGHT = 1
-_INCH = 2
 _MAX_SHORT = 2**16 - 1
 # Resolutions are stored as fractions; those of real files come from a few decimals.
 _MAX_DENOMINATOR = 10_000
@@ -74,14 +71,14 @@ def updated(block: bytes, size: tuple[int, int], dpi: tuple[float, float] | None
     if layout.big:
         raise Damaged("it is a BigTIFF")
     main = read_directory(BlockBytes(data), layout, first)
-    photo = _pointed_to(data, layout, main, EXIF_IFD)
-    others = [_pointed_to(data, layout, main, GPS_IFD), _pointed_to(data, layout, photo, INTEROP_IFD)]
+    photo = _pointed_to(data, layout, main, Tag.EXIF_IFD)
+    others = [_pointed_to(data, layout, main, Tag.GPS_IFD), _pointed_to(data, layout, photo, Tag.INTEROP_IFD)]
     _drop_thumbnails(data, layout, main, [d for d in (main, photo, *others) if d])
     width, height = size
-    values = {
-        _ORIENTATION: _UPRIGHT,
-        **dict.fromkeys((_IMAGE_WIDTH, _PIXEL_X_DIMENSION), width),
-        **dict.fromkeys((_IMAGE_LENGTH, _PIXEL_Y_DIMENSION), height),
+    values: dict[int, int] = {
+        Tag.ORIENTATION: UPRIGHT,
+        **dict.fromkeys((Tag.IMAGE_WIDTH, Tag.PIXEL_X_DIMENSION), width),
+        **dict.fromkeys((Tag.IMAGE_LENGTH, Tag.PIXEL_Y_DIMENSION), height),
     }
     for entry in (*main.entries, *(photo.entries if photo else ())):
         if entry.tag in values:
@@ -109,9 +106,9 @@ def _set_integer(data: bytearray, layout: Layout, entry: Entry, value: int) -> N
 def _resolution_fields(layout: Layout, dpi: tuple[float, float]) -> list[Field]:
     x, y = (_rational(layout, value) for value in dpi)
     return [
-        Field(_X_RESOLUTION, RATIONAL, 1, x),
-        Field(_Y_RESOLUTION, RATIONAL, 1, y),
-        Field(_RESOLUTION_UNIT, SHORT, 1, layout.pack("H", _INCH)),
+        Field(Tag.X_RESOLUTION, RATIONAL, 1, x),
+        Field(Tag.Y_RESOLUTION, RATIONAL, 1, y),
+        Field(Tag.RESOLUTION_UNIT, SHORT, 1, layout.pack("H", INCH)),
     ]
 
 
@@ -128,7 +125,7 @@ def _set_resolution(data: bytearray, layout: Layout, main: Directory, dpi: tuple
     if x and y and unit and x.data_at != y.data_at and all(_is_rational(data, e) for e in (x, y)):
         for entry, field in zip((x, y), fields, strict=False):
             data[entry.data_at : entry.data_at + 8] = field.data
-        _set_integer(data, layout, unit, _INCH)
+        _set_integer(data, layout, unit, INCH)
         return
     kept = [bytes(data[e.at : e.at + 12]) for e in main.entries if e not in entries]
     data += b"\0" * (len(data) % 2)

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from dino_ray.raster.metadata import exif, iptc, xmp
 from dino_ray.raster.metadata.blocks import Metadata
-from dino_ray.raster.metadata.directory import Damaged
+from dino_ray.raster.tiff.data import Damaged
 
 logger = logging.getLogger(__name__)
 

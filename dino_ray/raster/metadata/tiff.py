@@ -16,7 +16,8 @@ from typing import BinaryIO
 
 from dino_ray.raster.metadata import iptc
 from dino_ray.raster.metadata.blocks import Metadata
-from dino_ray.raster.metadata.directory import (
+from dino_ray.raster.tiff.data import BlockBytes, Bytes, Damaged, FileBytes
+from dino_ray.raster.tiff.directory import (
     IFD8,
     LITTLE_ENDIAN,
     LONG,
@@ -24,13 +25,9 @@ from dino_ray.raster.metadata.directory import (
     SHORT,
     SIGNED_LONG8,
     TIFF_HEADER,
-    BlockBytes,
-    Bytes,
-    Damaged,
     Directory,
     Entry,
     Field,
-    FileBytes,
     Layout,
     integers,
     read_directory,
@@ -38,17 +35,30 @@ from dino_ray.raster.metadata.directory import (
     reordered,
     write_directory,
 )
-from dino_ray.raster.metadata.exif import EXIF_IFD, GPS_IFD, INTEROP_IFD
+from dino_ray.raster.tiff.tags import Tag
 
 logger = logging.getLogger(__name__)
 
-_XMP, _IPTC = 700, 33723
-# Tags of a first directory that speak of the picture and not of how its pixels are stored: document name,
-# description, make, model, page name, software, date, artist, host computer, rating (two), copyright,
-# Windows' title to subject (five), and print image matching.
-_DESCRIPTIVE = (269, 270, 271, 272, 285, 305, 306, 315, 316, 18246, 18249, 33432, *range(40091, 40096), 50341)
-_POINTERS = {EXIF_IFD: (INTEROP_IFD,), GPS_IFD: (), INTEROP_IFD: ()}
-_USER_COMMENT, _UTF16_COMMENT = 37510, b"UNICODE\0"
+# Tags of a first directory that speak of the picture and not of how its pixels are stored.
+_DESCRIPTIVE = (
+    *(
+        Tag.DOCUMENT_NAME,
+        Tag.IMAGE_DESCRIPTION,
+        Tag.MAKE,
+        Tag.MODEL,
+        Tag.PAGE_NAME,
+        Tag.SOFTWARE,
+        Tag.DATE_TIME,
+    ),
+    *(Tag.ARTIST, Tag.HOST_COMPUTER, Tag.RATING, Tag.RATING_PERCENT, Tag.COPYRIGHT, Tag.PRINT_IMAGE_MATCHING),
+    *(Tag.WINDOWS_TITLE, Tag.WINDOWS_COMMENT, Tag.WINDOWS_AUTHOR, Tag.WINDOWS_KEYWORDS, Tag.WINDOWS_SUBJECT),
+)
+_POINTERS: dict[int, tuple[Tag, ...]] = {
+    Tag.EXIF_IFD: (Tag.INTEROP_IFD,),
+    Tag.GPS_IFD: (),
+    Tag.INTEROP_IFD: (),
+}
+_UTF16_COMMENT = b"UNICODE\0"
 
 _MAX_CLASSIC_BYTES = _MAX_LONG = 2**32 - 1
 # Larger values are no words about a picture but damage, or made to exhaust memory.
@@ -77,9 +87,9 @@ def read_tiff(file: BinaryIO) -> Metadata:
         return Metadata()
     fields = {
         field.tag: field
-        for field in _fields(source, layout, LITTLE_ENDIAN, main, (*_DESCRIPTIVE, _XMP, _IPTC))
+        for field in _fields(source, layout, LITTLE_ENDIAN, main, (*_DESCRIPTIVE, Tag.XMP, Tag.IPTC))
     }
-    packet, records = fields.pop(_XMP, None), fields.pop(_IPTC, None)
+    packet, records = fields.pop(Tag.XMP, None), fields.pop(Tag.IPTC, None)
     return Metadata(
         exif=_block(fields.values()) if fields else None,
         xmp=None if packet is None else packet.data,
@@ -151,7 +161,7 @@ def _fields(
     ours: Layout,
     directory: Directory,
     wanted: Container[int] | None = None,
-    pointers: Sequence[int] = (EXIF_IFD, GPS_IFD),
+    pointers: Sequence[int] = (Tag.EXIF_IFD, Tag.GPS_IFD),
 ) -> list[Field]:
     """What is whole of a directory's entries, in our layout: the wanted ones (None: all), and what it points to.
 
@@ -184,7 +194,7 @@ def _translated(source: Bytes, theirs: Layout, ours: Layout, entry: Entry) -> Fi
             raise Damaged("it takes 64 bits")
         return Field(entry.tag, LONG, entry.count, ours.pack(f"{entry.count}I", *values))
     data = source.read_at(entry.data_at, entry.size)
-    if entry.tag == _USER_COMMENT and data.startswith(_UTF16_COMMENT):
+    if entry.tag == Tag.USER_COMMENT and data.startswith(_UTF16_COMMENT):
         # Its characters are 16-bit numbers in the block's byte order, though its type does not say so.
         whole = len(data) - len(data) % 2
         turned = reordered(data[len(_UTF16_COMMENT) : whole], SHORT, theirs, ours)

@@ -1,4 +1,6 @@
-"""Files that cannot be decoded by rows: what that takes, and whether this machine has it."""
+"""Files that would take more than there is: those that claim more than they can hold, and those that cannot be
+decoded by rows: what that takes, and whether this machine has it.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +19,12 @@ _CGROUP_LIMITS = (  # limit and use, of control groups v2 and v1
     ),
 )
 
+# A picture with anything on it stays far below 16,384 pixels per byte: deflate ends at 1:1032, which is 8,256
+# pixels per byte for a blank 1-bit PNG. What is small enough to do no harm may be as blank as it likes (and
+# every WebP is that small); vector drawings have no pixels to count.
+_MAX_PIXELS_PER_BYTE = 16_384
+_ALWAYS_PLAUSIBLE_PIXELS = 2**28
+
 _COEFFICIENT_BYTES = 2  # a progressive JPEG's, of which libjpeg keeps all until the last scan
 _GIGABYTE = 1e9
 
@@ -24,6 +32,30 @@ _WORKAROUNDS = {
     "progressive JPEG": "save it as a baseline JPEG (jpegtran -copy all) or a tiled TIFF",
     "interlaced PNG": "save it without interlacing or as a tiled TIFF",
 }
+
+
+def check_plausible(image: VipsImage, size: int | None, shown: str) -> None:
+    """Refuse a file that claims more pixels than its bytes can hold.
+
+    Parameters
+    ----------
+    size
+        Of the file in bytes; None where a server does not say.
+
+    Raises
+    ------
+    UsageError
+        With what it claims.
+    """
+    claimed = image.width * image.height
+    vector = loader(image).startswith("svg")
+    if size is None or vector:
+        return
+    if claimed > max(_ALWAYS_PLAUSIBLE_PIXELS, size * _MAX_PIXELS_PER_BYTE):
+        raise UsageError(
+            f"{shown}: claims {image.width:,} × {image.height:,} pixels in {size:,} bytes, more than such a "
+            "file can hold; it is truncated or made to exhaust memory: get a whole copy"
+        )
 
 
 def kind_of(image: VipsImage) -> str:

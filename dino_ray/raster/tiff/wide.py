@@ -7,7 +7,6 @@ bounded by a row of the original's strips or tiles.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Generator, Iterator
 from typing import Any, BinaryIO
 
@@ -17,34 +16,31 @@ import pyvips
 import tifffile
 
 from dino_ray.errors import DinoRayError, UsageError
-from dino_ray.raster import image_file, samples, whole
+from dino_ray.raster import image_file, limits, samples
 from dino_ray.raster.image_file import ImageFile
-from dino_ray.raster.metadata.directory import (
+from dino_ray.raster.samples import Span
+from dino_ray.raster.tiff.directory import (
+    BIG_LITTLE_ENDIAN,
+    BIG_TIFF_HEADER,
     LONG,
     LONG8,
     RATIONAL,
     SHORT,
     UNDEFINED,
     Field,
-    Layout,
+    field,
     write_directory,
 )
-from dino_ray.raster.samples import Span
+from dino_ray.raster.tiff.tags import BLACK_IS_ZERO, CONTIGUOUS, RGB, SEPARATE, UNCOMPRESSED, UNSIGNED, Tag
 from dino_ray.raster.vips import one_line
 
-_LAYOUT = Layout("<", big=True)
-_HEADER = b"II" + struct.pack("<HHHQ", 43, 8, 0, 16)
 _SAMPLE_BYTES = 2
 _STRIP_BYTES = 2**20  # of rows that can be cut anywhere; as doubles, with copies, they take 16 times that
 _COPIES = 4  # alive at a time: rows compressed, decoded, interleaved, scaled
 
-_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
-_STRIP_OFFSETS, _ORIENTATION, _SAMPLES, _ROWS, _STRIP_COUNTS = 273, 274, 277, 278, 279
-_X_RESOLUTION, _Y_RESOLUTION, _PLANAR, _RESOLUTION_UNIT = 282, 283, 284, 296
-_EXTRA_SAMPLES, _SAMPLE_FORMAT = 338, 339
-_BLOCKS = {700: UNDEFINED, 33723: UNDEFINED, 34675: UNDEFINED}  # XMP, IPTC, ICC
+_BLOCKS = (Tag.XMP, Tag.IPTC, Tag.ICC_PROFILE)
 _KINDS = {"f": "floating-point", "i": "signed 64-bit", "u": "64-bit"}
-_TAKEN = (1, 2)  # photometric: grey, RGB
+_TAKEN = (BLACK_IS_ZERO, RGB)
 
 
 class WideTiff:
@@ -150,7 +146,7 @@ class WideTiff:
     def _check_memory(self) -> None:
         """Rows that cannot be cut may be many: some programs compress an image in one strip."""
         row = self._page.imagewidth * self._page.samplesperpixel * self._page.dtype.itemsize
-        whole.check_fits(
+        limits.check_fits(
             int(self._rows * row * _COPIES),
             f"{self.shown}: its strips or tiles are {self._rows:,} rows high, which must be decoded at once",
             "save it in lower strips or without compression",
@@ -162,43 +158,42 @@ class WideTiff:
         starts = range(0, page.imagelength, self._rows)
         counts = [min(self._rows, page.imagelength - y) * self._row_bytes for y in starts]
         fields = [
-            _numbers(_WIDTH, LONG, page.imagewidth),
-            _numbers(_HEIGHT, LONG, page.imagelength),
-            _numbers(_BITS, SHORT, *[8 * _SAMPLE_BYTES] * n),
-            _numbers(_COMPRESSION, SHORT, 1),
-            _numbers(_PHOTOMETRIC, SHORT, int(page.photometric)),
-            _numbers(_SAMPLES, SHORT, n),
-            _numbers(_ROWS, LONG, self._rows),
-            _numbers(_STRIP_COUNTS, LONG8, *counts),
-            _numbers(_PLANAR, SHORT, 1),
-            _numbers(_SAMPLE_FORMAT, SHORT, *[1] * n),
-            *([_numbers(_EXTRA_SAMPLES, SHORT, *map(int, page.extrasamples))] if page.extrasamples else []),
+            _numbers(Tag.IMAGE_WIDTH, LONG, page.imagewidth),
+            _numbers(Tag.IMAGE_LENGTH, LONG, page.imagelength),
+            _numbers(Tag.BITS_PER_SAMPLE, SHORT, *[8 * _SAMPLE_BYTES] * n),
+            _numbers(Tag.COMPRESSION, SHORT, UNCOMPRESSED),
+            _numbers(Tag.PHOTOMETRIC, SHORT, int(page.photometric)),
+            _numbers(Tag.SAMPLES_PER_PIXEL, SHORT, n),
+            _numbers(Tag.ROWS_PER_STRIP, LONG, self._rows),
+            _numbers(Tag.STRIP_BYTE_COUNTS, LONG8, *counts),
+            _numbers(Tag.PLANAR_CONFIGURATION, SHORT, CONTIGUOUS),
+            _numbers(Tag.SAMPLE_FORMAT, SHORT, *[UNSIGNED] * n),
             *self._copied(),
         ]
+        if page.extrasamples:
+            fields.append(_numbers(Tag.EXTRA_SAMPLES, SHORT, *map(int, page.extrasamples)))
         # Its length does not depend on the offsets, which depend on its length.
-        begin = len(_HEADER) + len(_written(fields, [0] * len(counts)))
+        begin = len(BIG_TIFF_HEADER) + len(_written(fields, [0] * len(counts)))
         offsets = [begin + y * self._row_bytes for y in starts]
-        return _HEADER + _written(fields, offsets)
+        return BIG_TIFF_HEADER + _written(fields, offsets)
 
     def _copied(self) -> Iterator[Field]:
         tags = self._page.tags
-        for code, kind in _BLOCKS.items():
-            value = tags.valueof(code)
+        for tag in _BLOCKS:
+            value = tags.valueof(tag)
             if value is not None:
-                data = (
-                    value
-                    if isinstance(value, bytes)
-                    else value.encode()
-                    if isinstance(value, str)
-                    else bytes(value)
+                yield field(
+                    BIG_LITTLE_ENDIAN,
+                    tag,
+                    UNDEFINED,
+                    value.encode() if isinstance(value, str) else bytes(value),
                 )
-                yield Field(code, kind, len(data), data)
-        for code in (_ORIENTATION, _RESOLUTION_UNIT):
-            if tags.valueof(code) is not None:
-                yield _numbers(code, SHORT, int(tags.valueof(code)))
-        for code in (_X_RESOLUTION, _Y_RESOLUTION):
-            if tags.valueof(code) is not None:
-                yield Field(code, RATIONAL, 1, _LAYOUT.pack("II", *tags.valueof(code)))
+        for tag in (Tag.ORIENTATION, Tag.RESOLUTION_UNIT):
+            if tags.valueof(tag) is not None:
+                yield _numbers(tag, SHORT, int(tags.valueof(tag)))
+        for tag in (Tag.X_RESOLUTION, Tag.Y_RESOLUTION):
+            if tags.valueof(tag) is not None:
+                yield _numbers(tag, RATIONAL, *tags.valueof(tag))
 
     def _read_at(self, offset: int, length: int) -> bytes:
         if offset < len(self._head):
@@ -214,7 +209,7 @@ class WideTiff:
         page = self._page
         rows, width, n = min(self._rows, page.imagelength - y), page.imagewidth, page.samplesperpixel
         out = np.empty((rows, width, n), page.dtype)
-        planes = n if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE else 1
+        planes = n if page.planarconfig == SEPARATE else 1
         for plane in range(planes):
             target = out if planes == 1 else out[..., plane : plane + 1]
             if page.is_contiguous:
@@ -258,10 +253,11 @@ class WideTiff:
         return UsageError(f"{self.shown}: is truncated or damaged ({one_line(error)}); get a whole copy")
 
 
-def _numbers(tag: int, kind: int, *values: int) -> Field:
-    code = {SHORT: "H", LONG: "I", LONG8: "Q"}[kind]
-    return Field(tag, kind, len(values), _LAYOUT.pack(f"{len(values)}{code}", *values))
+def _numbers(tag: Tag, kind: int, *values: int) -> Field:
+    return field(BIG_LITTLE_ENDIAN, tag, kind, values)
 
 
 def _written(fields: list[Field], offsets: list[int]) -> bytes:
-    return write_directory(_LAYOUT, len(_HEADER), [*fields, _numbers(_STRIP_OFFSETS, LONG8, *offsets)])
+    return write_directory(
+        BIG_LITTLE_ENDIAN, len(BIG_TIFF_HEADER), [*fields, _numbers(Tag.STRIP_OFFSETS, LONG8, *offsets)]
+    )

@@ -11,79 +11,41 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO, Protocol
+
+from dino_ray.raster.tiff.data import Bytes, Damaged
 
 BYTE, ASCII, SHORT, LONG, RATIONAL, UNDEFINED = 1, 2, 3, 4, 5, 7
-SIGNED_LONG, IFD, LONG8, SIGNED_LONG8, IFD8 = 9, 13, 16, 17, 18
+SIGNED_BYTE, SIGNED_SHORT, SIGNED_LONG, SIGNED_RATIONAL, FLOAT, DOUBLE = 6, 8, 9, 10, 11, 12
+IFD, LONG8, SIGNED_LONG8, IFD8 = 13, 16, 17, 18
 
 # Of each type, the bytes of a value and of the numbers that it is made of, which is what byte order turns.
 _VALUE_BYTES = {
-    1: 1,
-    2: 1,
-    3: 2,
-    4: 4,
-    5: 8,
-    6: 1,
-    7: 1,
-    8: 2,
-    9: 4,
-    10: 8,
-    11: 4,
-    12: 8,
-    13: 4,
-    16: 8,
-    17: 8,
-    18: 8,
+    BYTE: 1,
+    ASCII: 1,
+    SHORT: 2,
+    LONG: 4,
+    RATIONAL: 8,
+    UNDEFINED: 1,
+    IFD: 4,
+    LONG8: 8,
+    SIGNED_LONG8: 8,
+    IFD8: 8,
+    SIGNED_BYTE: 1,
+    SIGNED_SHORT: 2,
+    SIGNED_LONG: 4,
+    SIGNED_RATIONAL: 8,
+    FLOAT: 4,
+    DOUBLE: 8,
 }
-_NUMBER_BYTES = {**_VALUE_BYTES, 5: 4, 10: 4}
+_NUMBER_BYTES = {**_VALUE_BYTES, RATIONAL: 4, SIGNED_RATIONAL: 4}
 _INTEGER_CODES = {BYTE: "B", SHORT: "H", LONG: "I", IFD: "I", LONG8: "Q", IFD8: "Q"}
 
 _CLASSIC_MAGIC, _BIG_MAGIC = 42, 43
 _ORDERS = {b"II": "<", b"MM": ">"}
 # More entries than any directory has; a larger number is damage, or made to exhaust memory.
 _MAX_ENTRIES = 4096
-
-
-class Damaged(ValueError):
-    """A structure that contradicts itself or points outside of its bytes."""
-
-
-class Bytes(Protocol):
-    """What directories are read from."""
-
-    def read_at(self, offset: int, size: int) -> bytes:
-        """Exactly ``size`` bytes; raises `Damaged` where there are fewer."""
-
-
-class BlockBytes:
-    """A block in memory."""
-
-    def __init__(self, block: bytes | bytearray) -> None:
-        self._block = block
-
-    def read_at(self, offset: int, size: int) -> bytes:
-        """See `Bytes`."""
-        if offset + size > len(self._block):
-            raise Damaged(f"bytes {offset:,} to {offset + size:,} of {len(self._block):,}")
-        return bytes(self._block[offset : offset + size])
-
-
-class FileBytes:
-    """An open, seekable file."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._size = file.seek(0, 2)
-
-    def read_at(self, offset: int, size: int) -> bytes:
-        """See `Bytes`."""
-        if offset + size > self._size:
-            raise Damaged(f"bytes {offset:,} to {offset + size:,} of {self._size:,}")
-        self._file.seek(offset)
-        data = self._file.read(size)
-        if len(data) < size:
-            raise Damaged(f"bytes {offset:,} to {offset + size:,} cannot be read")
-        return data
+# Numbers in an entry that has several, such as the strips of a thumbnail; as above.
+_MAX_NUMBERS = 2**16
 
 
 @dataclass(frozen=True)
@@ -128,7 +90,13 @@ class Layout:
 
 
 LITTLE_ENDIAN = Layout("<", big=False)
-TIFF_HEADER = b"II*\0\x08\0\0\0"  # of that layout; the first directory follows at once
+BIG_LITTLE_ENDIAN = Layout("<", big=True)
+# Of these layouts; the first directory follows at once.
+TIFF_HEADER = b"II*\0" + struct.pack("<I", 8)
+BIG_TIFF_HEADER = b"II+\0" + struct.pack("<HHQ", 8, 0, 16)
+
+STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""What TIFFs and BigTIFFs begin with."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +144,21 @@ class Field:
     count: int
     data: bytes
     directory: tuple[Field, ...] | None = None
+
+
+def field(layout: Layout, tag: int, kind: int, values: Sequence[int]) -> Field:
+    """A field of integers or bytes; of a rational, numerator and denominator are two of its values.
+
+    Raises
+    ------
+    struct.error
+        If a value needs more bits than its kind has.
+    """
+    if isinstance(values, bytes):  # a profile or a packet, of perhaps megabytes
+        return Field(tag, kind, len(values), values)
+    code = "I" if kind == RATIONAL else _INTEGER_CODES[kind]
+    count = len(values) // 2 if kind == RATIONAL else len(values)
+    return Field(tag, kind, count, layout.pack(f"{len(values)}{code}", *values))
 
 
 def read_header(source: Bytes) -> tuple[Layout, int]:
@@ -242,11 +225,11 @@ def integers(source: Bytes, layout: Layout, entry: Entry) -> tuple[int, ...]:
     Raises
     ------
     Damaged
-        If it is of another type, or not all there.
+        If it is of another type, not all there, or of more values than make sense.
     """
     code = _INTEGER_CODES.get(entry.kind)
-    if code is None or not entry.count:
-        raise Damaged(f"tag {entry.tag} is not a number")
+    if code is None or not 0 < entry.count <= _MAX_NUMBERS:
+        raise Damaged(f"tag {entry.tag}: {entry.count:,} values of type {entry.kind} are no numbers")
     return layout.unpack(f"{entry.count}{code}", source.read_at(entry.data_at, entry.size))
 
 
@@ -259,7 +242,7 @@ def reordered(data: bytes, kind: int, source: Layout, target: Layout) -> bytes:
 
 
 def write_directory(
-    layout: Layout, at: int, fields: Iterable[Field], kept: Sequence[bytes] = (), following: int = 0
+    layout: Layout, at: int, fields: Iterable[Field], kept: Sequence[bytes] = (), following: int | None = 0
 ) -> bytes:
     """A directory for the offset ``at``, and behind it the values and directories of its fields.
 
@@ -272,7 +255,7 @@ def write_directory(
     kept
         Entries taken over as they are: their values stay where they were.
     following
-        Offset of the next directory.
+        Offset of the next directory; 0 for the last one, None for one that will come right behind this.
     """
     fields = list(fields)
     head = struct.calcsize(layout.order + layout.count_code)
@@ -293,4 +276,6 @@ def write_directory(
         entries.append(layout.pack("HH" + layout.offset_code, field.tag, kind, count) + value)
     entries.sort(key=lambda entry: layout.unpack("H", entry[:2]))
     table = layout.pack(layout.count_code, len(entries)) + b"".join(entries)
+    if following is None:
+        following = behind_at + len(behind)
     return table + layout.pack(layout.offset_code, following) + bytes(behind)

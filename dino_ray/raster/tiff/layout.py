@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-_YCBCR = 6
-_SEPARATE = 2  # PlanarConfiguration (tag 284)
+from dino_ray.errors import UsageError
+from dino_ray.raster.tiff.directory import STARTS
+from dino_ray.raster.tiff.tags import REDUCED_IMAGE, SEPARATE, YCBCR
+
 _JPEG_COMPRESSIONS = frozenset({6, 7, 33007, 34892})
-_REDUCED = 1  # bit of NewSubfileType (tag 254): a smaller copy of another page
 _BITS_BEYOND_LIBVIPS = 64
-_SAMPLE_KINDS = {1: "u", 2: "i", 3: "f"}  # SampleFormat (tag 339), as numpy's kinds
 
 _logger = logging.getLogger("tifffile")
 
@@ -36,8 +36,6 @@ class TiffLayout:
         Pages of the file, and those of them that are no reduced copies of others.
     wide
         Whether samples have 64 bits, more than libvips reads.
-    sample_kind
-        "u" unsigned, "i" signed, "f" floating point, "" any other.
     planar_tiles
         Whether every tile holds one band, which libvips does not read.
     raw_luma_chroma
@@ -51,9 +49,13 @@ class TiffLayout:
     pages: int
     full_pages: int
     wide: bool
-    sample_kind: str
     planar_tiles: bool
     raw_luma_chroma: bool
+
+
+def is_tiff(file: BinaryIO) -> bool:
+    """Whether a file starts as a classic or a BigTIFF does."""
+    return file.read(4) in STARTS
 
 
 def read(file: BinaryIO, size: int | None, page: int = 0) -> TiffLayout | None:
@@ -90,9 +92,34 @@ def _layout(tiff: Any, size: int | None, page_number: int) -> TiffLayout:
         beyond=max(0, end - size) if size is not None else 0,
         missing=sum(not offset or not count for offset, count in spans),
         pages=pages,
-        full_pages=sum(not other.aspage().subfiletype & _REDUCED for other in tiff.pages),
+        full_pages=sum(not other.aspage().subfiletype & REDUCED_IMAGE for other in tiff.pages),
         wide=bits == _BITS_BEYOND_LIBVIPS,
-        sample_kind=_SAMPLE_KINDS.get(int(page.sampleformat or 1), ""),
-        planar_tiles=tile is not None and page.samplesperpixel > 1 and int(page.planarconfig) == _SEPARATE,
-        raw_luma_chroma=int(page.photometric) == _YCBCR and int(page.compression) not in _JPEG_COMPRESSIONS,
+        planar_tiles=tile is not None and page.samplesperpixel > 1 and int(page.planarconfig) == SEPARATE,
+        raw_luma_chroma=int(page.photometric) == YCBCR and int(page.compression) not in _JPEG_COMPRESSIONS,
     )
+
+
+def check(tiff: TiffLayout, shown: str) -> None:
+    """Refuse what libvips would read wrongly, or read for long before it finds the end missing.
+
+    Raises
+    ------
+    UsageError
+        Says what to do instead.
+    """
+    if tiff.raw_luma_chroma:
+        # It converts YCbCr where JPEG compression has libtiff do it, and else takes it for RGB.
+        raise UsageError(f"{shown}: has YCbCr samples without JPEG compression; convert it to RGB first")
+    if tiff.planar_tiles and not tiff.wide:
+        raise UsageError(
+            f"{shown}: has tiles of one band each, which cannot be read here; interleave its bands first (tiffcp "
+            "-p contig)"
+        )
+    if tiff.beyond:
+        raise UsageError(
+            f"{shown}: is truncated: {tiff.beyond:,} bytes are missing at its end; get a whole copy"
+        )
+    if tiff.missing:
+        raise UsageError(
+            f"{shown}: {tiff.missing:,} of its strips or tiles were never written; fill them first"
+        )

@@ -1,0 +1,84 @@
+"""Tags of TIFF directories and values of theirs, by their names in TIFF 6.0, its supplements, and EXIF 2.32."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Tag(IntEnum):
+    """The tags used here."""
+
+    NEW_SUBFILE_TYPE = 254
+    IMAGE_WIDTH = 256
+    IMAGE_LENGTH = 257
+    BITS_PER_SAMPLE = 258
+    COMPRESSION = 259
+    PHOTOMETRIC = 262
+    DOCUMENT_NAME = 269
+    IMAGE_DESCRIPTION = 270
+    MAKE = 271
+    MODEL = 272
+    STRIP_OFFSETS = 273
+    ORIENTATION = 274
+    SAMPLES_PER_PIXEL = 277
+    ROWS_PER_STRIP = 278
+    STRIP_BYTE_COUNTS = 279
+    X_RESOLUTION = 282
+    Y_RESOLUTION = 283
+    PLANAR_CONFIGURATION = 284
+    PAGE_NAME = 285
+    RESOLUTION_UNIT = 296
+    SOFTWARE = 305
+    DATE_TIME = 306
+    ARTIST = 315
+    HOST_COMPUTER = 316
+    PREDICTOR = 317
+    TILE_WIDTH = 322
+    TILE_LENGTH = 323
+    TILE_OFFSETS = 324
+    TILE_BYTE_COUNTS = 325
+    EXTRA_SAMPLES = 338
+    SAMPLE_FORMAT = 339
+    JPEG_TABLES = 347
+    THUMBNAIL_OFFSET = 513
+    THUMBNAIL_BYTES = 514
+    YCBCR_SUBSAMPLING = 530
+    XMP = 700
+    RATING = 18246
+    RATING_PERCENT = 18249
+    COPYRIGHT = 33432
+    IPTC = 33723
+    EXIF_IFD = 34665
+    ICC_PROFILE = 34675
+    GPS_IFD = 34853
+    MAKER_NOTE = 37500
+    USER_COMMENT = 37510
+    WINDOWS_TITLE = 40091
+    WINDOWS_COMMENT = 40092
+    WINDOWS_AUTHOR = 40093
+    WINDOWS_KEYWORDS = 40094
+    WINDOWS_SUBJECT = 40095
+    PIXEL_X_DIMENSION = 40962
+    PIXEL_Y_DIMENSION = 40963
+    INTEROP_IFD = 40965
+    PRINT_IMAGE_MATCHING = 50341
+
+
+UNCOMPRESSED = 1
+"""A value of `Tag.COMPRESSION`."""
+BLACK_IS_ZERO, RGB, YCBCR = 1, 2, 6
+"""Values of `Tag.PHOTOMETRIC`."""
+CONTIGUOUS, SEPARATE = 1, 2
+"""Values of `Tag.PLANAR_CONFIGURATION`."""
+STRAIGHT_ALPHA = 2
+"""A value of `Tag.EXTRA_SAMPLES`."""
+UNSIGNED = 1
+"""A value of `Tag.SAMPLE_FORMAT`."""
+UPRIGHT = 1
+"""A value of `Tag.ORIENTATION`."""
+INCH = 2
+"""A value of `Tag.RESOLUTION_UNIT`."""
+REDUCED_IMAGE = 1
+"""A bit of `Tag.NEW_SUBFILE_TYPE`: a smaller copy of another page."""
+HORIZONTAL = 2
+"""A value of `Tag.PREDICTOR`."""
