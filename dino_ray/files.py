@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
 from pathlib import Path
 
 from dino_ray.errors import UsageError
+from dino_ray.places import write_local
 
 
 def write_whole(path: Path, content: bytes, option: str) -> None:
@@ -18,19 +17,9 @@ def write_whole(path: Path, content: bytes, option: str) -> None:
     UsageError
         If the folder is missing or can't be written; names ``option``.
     """
-    target = Path(os.path.realpath(path))  # a link stays a link
     try:
-        handle, beside = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        write_local(Path(os.path.realpath(path)), content)  # a link stays a link
     except OSError as error:
-        raise UsageError(f"{option} {path}: can't be written ({error.strerror})") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(beside, 0o666 & ~_umask())
-        os.replace(beside, target)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(beside)
         raise UsageError(f"{option} {path}: can't be written ({error.strerror})") from error
 
 
@@ -67,9 +56,3 @@ def check_place(path: str | Path, option: str = "") -> None:
         raise UsageError(f"{named}: the folder {target.parent} may not be written to; name another")
     if target.exists() and not os.access(target, os.W_OK):
         raise UsageError(f"{named}: exists and is write-protected; name another file")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -1,4 +1,8 @@
-"""What every user of libvips here needs: a name for its untyped image, errors on one line, its warnings."""
+"""What every user of libvips here needs: a name for its untyped image, errors on one line, its warnings.
+
+Importing this changes two things for the whole process, since libvips has but one of each: its cache of operations
+is off, and its warnings go where `overhear` says.
+"""
 
 from __future__ import annotations
 

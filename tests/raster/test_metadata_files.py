@@ -327,6 +327,44 @@ def test_exif_that_pillow_put_into_a_tiff_is_read(tmp_path):
     assert found["gps"][2][2] == struct.pack("<6I", 48, 1, 8, 1, 0, 1)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"imagej": True}, {"ome": True}, {"description": "shape=(48, 64, 3)", "metadata": None}],
+    ids=["shaped", "ImageJ", "OME", "old shaped"],
+)
+def test_what_a_program_wrote_of_a_tiffs_layout_stays_behind(tmp_path, options):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((HEIGHT, WIDTH, 3), np.uint8), photometric="rgb", **options)
+    with open(path, "rb") as file:
+        found = eb.read(md.read_tiff(file).exif)["main"]
+    assert 270 not in found
+    assert 305 in found  # so the rest was read
+
+
+def test_words_beside_a_programs_description_of_the_layout_are_kept(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(
+        path, np.zeros((HEIGHT, WIDTH, 3), np.uint8), photometric="rgb", description="Am Fenster"
+    )
+    with tifffile.TiffFile(path) as tiff:
+        assert len([tag for tag in tiff.pages[0].tags if tag.code == 270]) == 2
+    with open(path, "rb") as file:
+        assert eb.read(md.read_tiff(file).exif)["main"][270][2] == b"Am Fenster\0"
+
+
+def test_entries_that_share_their_bytes_do_not_add_up_to_more_than_memory(tmp_path, caplog):
+    shared = 10 * 2**20
+    exif_at, data_at = 26, 26 + 2 + 12 * 500 + 4
+    main = struct.pack("<HHHIII", 1, eb.EXIF, eb.LONG, 1, exif_at, 0)
+    entries = b"".join(struct.pack("<HHII", 50_000 + i, eb.UNDEFINED, shared, data_at) for i in range(500))
+    head = b"II*\0" + struct.pack("<I", 8) + main
+    (tmp_path / "a.tif").write_bytes(head + struct.pack("<H", 500) + entries + bytes(4) + b"x" * shared)
+    assert len(head) == exif_at
+    with open(tmp_path / "a.tif", "rb") as file, caplog.at_level(logging.CRITICAL):
+        found = md.read_tiff(file)
+    assert shared < len(found.exif) < 2 * shared
+
+
 @pytest.mark.parametrize("content", [b"", b"II*\0", b"GIF89a" + bytes(30)])
 def test_what_is_no_tiff_says_nothing(content):
     assert md.read_tiff(io.BytesIO(content)) == Metadata()

@@ -1,13 +1,15 @@
 """An EXIF block made true of another image: numbers are changed where they stand, everything else stays.
 
 Maker notes hold offsets that only their maker knows, so nothing in a block is moved. Where an entry has to
-be added, a new first directory is put at the block's end, and the values of the old one stay in place.
+be added, a new first directory is put at the block's end, and the values of the old one stay in place. What says
+how the picture was made is kept, `Software` too: in EXIF 2.32 it is the camera's or scanner's, not the last program's.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from fractions import Fraction
 
@@ -144,18 +146,37 @@ def _drop_thumbnails(data: bytearray, layout: Layout, main: Directory, directori
     """
     if not main.following:
         return
-    spans = list(_thumbnail_spans(data, layout, main.following))
-    stays = [(0, 8), *(span for directory in directories for span in _spans(layout, directory))]
-    end_of_stays = max(stop for _, stop in stays)
-    data[main.next_at : main.next_at + 4] = bytes(4)
-    for start, claimed_stop in sorted(spans, reverse=True):
-        stop = min(claimed_stop, len(data))
-        if any(start < other_stop and other_start < stop for other_start, other_stop in stays):
-            continue
-        if end_of_stays <= start and not any(data[stop:]):
+    header = (0, layout.first_at + layout.inline_bytes)
+    stays = _merged([header, *(span for directory in directories for span in _spans(layout, directory))])
+    stops = [stop for _, stop in stays]
+
+    def is_free(start: int, stop: int) -> bool:
+        above = bisect_right(stops, start)
+        return start < stop and (above == len(stays) or stop <= stays[above][0])
+
+    claimed = (
+        (start, min(stop, len(data))) for start, stop in _thumbnail_spans(data, layout, main.following)
+    )
+    free = _merged([span for span in claimed if is_free(*span)])
+    data[main.next_at : main.next_at + layout.inline_bytes] = bytes(layout.inline_bytes)
+    at_the_end = True
+    for start, stop in reversed(free):
+        at_the_end = at_the_end and stops[-1] <= start and not any(data[stop:])
+        if at_the_end:
             del data[start:]
         else:
-            data[start:stop] = bytes(max(0, stop - start))
+            data[start:stop] = bytes(stop - start)
+
+
+def _merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same bytes as disjoint spans in order: a hostile block may name the same ones thousands of times."""
+    merged: list[tuple[int, int]] = []
+    for start, stop in sorted(spans):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], stop))
+        else:
+            merged.append((start, stop))
+    return merged
 
 
 def _thumbnail_spans(data: bytearray, layout: Layout, at: int) -> Iterator[tuple[int, int]]:

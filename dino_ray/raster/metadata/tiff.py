@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Container, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -61,8 +62,16 @@ _POINTERS: dict[int, tuple[Tag, ...]] = {
 _UTF16_COMMENT = b"UNICODE\0"
 
 _MAX_CLASSIC_BYTES = _MAX_LONG = 2**32 - 1
-# Larger values are no words about a picture but damage, or made to exhaust memory.
+# Of the values of one directory together. What is larger is no words about a picture but damage, or made to exhaust
+# memory: thousands of entries may share the same bytes of a file.
 _MAX_VALUE_BYTES = 16 * 2**20
+# How descriptions begin that a program wrote for itself, of the number, size and order of pages: JSON of tifffile and
+# Micro-Manager, XML of OME and microscopes, ImageJ, ScanImage, Aperio. Of the enlarged image they would be wrong.
+_LAYOUT_DESCRIPTIONS = (
+    *(b'{"', b"shape=(", b"<?xml", b"\xef\xbb\xbf<?xml", b"<OME", b"<MetaData>"),
+    *(b"ImageJ=", b"state.", b"Aperio "),
+)
+_LONGEST_START = max(map(len, _LAYOUT_DESCRIPTIONS))
 
 
 def read_tiff(file: BinaryIO) -> Metadata:
@@ -76,12 +85,13 @@ def read_tiff(file: BinaryIO) -> Metadata:
     Returns
     -------
     Metadata
-        Empty for what is no TIFF; what is damaged is left out.
+        Empty for what is no TIFF. Left out is what is damaged, and descriptions that programs wrote of how the file
+        is laid out.
     """
     source = FileBytes(file)
     try:
         layout, at = read_header(source)
-        main = read_directory(source, layout, at)
+        main = _without_layout_descriptions(source, read_directory(source, layout, at))
     except Damaged as error:
         logger.warning("EXIF, XMP and IPTC are left out; the TIFF's directory is damaged (%s)", error)
         return Metadata()
@@ -95,6 +105,19 @@ def read_tiff(file: BinaryIO) -> Metadata:
         xmp=None if packet is None else packet.data,
         iptc=None if records is None else iptc.unwrap(records.data),
     )
+
+
+def _without_layout_descriptions(source: Bytes, directory: Directory) -> Directory:
+    def speaks_of_layout(entry: Entry) -> bool:
+        if entry.tag != Tag.IMAGE_DESCRIPTION:
+            return False
+        try:
+            start = source.read_at(entry.data_at, min(entry.size, _LONGEST_START))
+        except Damaged:  # which is told where values are taken
+            return False
+        return start.startswith(_LAYOUT_DESCRIPTIONS)
+
+    return replace(directory, entries=tuple(e for e in directory.entries if not speaks_of_layout(e)))
 
 
 def _block(fields: Iterable[Field]) -> bytes:
@@ -168,6 +191,7 @@ def _fields(
     Directories below it are those of `_POINTERS`, at most two deep, so this ends.
     """
     fields: dict[int, Field] = {}
+    room = _MAX_VALUE_BYTES
     for entry in directory.entries:
         if entry.tag in fields:
             continue
@@ -178,15 +202,16 @@ def _fields(
                 if inside:
                     fields[entry.tag] = Field(entry.tag, LONG, 1, b"", tuple(inside))
             elif entry.tag not in _POINTERS and (wanted is None or entry.tag in wanted):
-                fields[entry.tag] = _translated(source, theirs, ours, entry)
+                fields[entry.tag] = _translated(source, theirs, ours, entry, room)
+                room -= entry.size
         except Damaged as error:
             logger.warning("tag %d is left out; it is damaged (%s)", entry.tag, error)
     return list(fields.values())
 
 
-def _translated(source: Bytes, theirs: Layout, ours: Layout, entry: Entry) -> Field:
-    """An entry with its value in our layout; raises Damaged if that cannot be."""
-    if not 0 < entry.size <= _MAX_VALUE_BYTES:
+def _translated(source: Bytes, theirs: Layout, ours: Layout, entry: Entry, room: int) -> Field:
+    """An entry with its value, of ``room`` bytes at most, in our layout; raises Damaged if that cannot be."""
+    if not 0 < entry.size <= room:
         raise Damaged(f"type {entry.kind}, {entry.size:,} bytes")
     if entry.kind in (LONG8, IFD8, SIGNED_LONG8) and not ours.big:
         values = integers(source, theirs, entry)

@@ -78,10 +78,11 @@ def edited(packet: bytes, edits: Mapping[Name, Callable[[str], str]]) -> bytes:
                 changes.append((place.start, place.stop, change(place.text).encode("ascii")))
             except (ValueError, OverflowError):
                 continue
-    data = bytearray(packet)
-    for start, stop, new in sorted(changes, reverse=True):
-        data[start:stop] = new
-    return bytes(data)
+    parts, at = [], 0
+    for start, stop, new in sorted(changes):  # disjoint: each is a value or an element of its own
+        parts += [packet[at:start], new]
+        at = stop
+    return b"".join([*parts, packet[at:]])
 
 
 def _scan(packet: bytes) -> _Scan:
