@@ -10,19 +10,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dino_ray.config import UpscaleConfig
 from dino_ray.engine.scheduler import CALLS_PER_REPLICA
+from dino_ray.forecast.costs import MB, Costs, Stages, Work, memory, turns
+from dino_ray.forecast.memory import typical_memory
+from dino_ray.forecast.work import UINT16_BYTES, shape_of, work_of
 from dino_ray.inputs import Input, outputs
 from dino_ray.job import Image, check_file
-from dino_ray.places import is_url
-from dino_ray.predict import MB, Costs, Stages, Work, dino_bytes, dino_tokens, memory, turns
 from dino_ray.raster.export import default_suffix
-from dino_ray.raster.source import needs_bytes, stored_bytes
 from dino_ray.resolve import Settings, resolve
-
-UINT16_BYTES = 2  # tiles travel at 16 bits, whatever the source's depth
 
 
 @dataclass(frozen=True)
@@ -66,8 +62,8 @@ class JobPreview:
     """The output file, as well as a sample of it compresses; None: not calibrated."""
     tiles_waiting_mb: float
     """The most pixels of tiles in the store: those that wait for a merge, and those in flight."""
-    peak_rss_mb: Mapping[str, float] | None
-    """The largest process of each role, driver, replica and merge; None: not calibrated."""
+    peak_rss_mb: Mapping[str, float]
+    """The largest process of each role, driver, replica and merge; without those of which nothing is known."""
     seconds: Mapping[str, float] | None
     """By stage: start, ingest, features, tiles, export, and the hash of the canvas after that; None: not calibrated."""
     first_tile_s: float | None
@@ -96,15 +92,15 @@ class JobPreview:
         )
 
     def _measured(self) -> str:
-        """The lines that only a calibration can fill."""
-        if self.seconds is None or self.wall_s is None or self.peak_rss_mb is None:
-            return "\n  time    and memory: add --calibrate, which rehearses a part of the job"
-        roles = ", ".join(f"{role} {mb:,.0f}" for role, mb in self.peak_rss_mb.items())
+        """What a calibration adds, and what memory is claimed with or without one."""
+        roles = ", ".join(f"{role} {mb:,.0f}" for role, mb in sorted(self.peak_rss_mb.items()))
+        memory = f"\n  memory  of the largest process, in MB: {roles}" if roles else ""
+        if self.seconds is None or self.wall_s is None:
+            return f"{memory}\n  time    --calibrate foretells it, from a rehearsal of some seconds"
         crew = f"{self.workers} worker{'s' if self.workers > 1 else ''}"
         parts = ", ".join(f"{stage} {s:,.1f}" for stage, s in self.seconds.items() if stage != "hash")
         return (
-            f"; about {self.output_mb:,.0f} MB of output\n"
-            f"  memory  at most, in MB: {roles}\n"
+            f"; about {self.output_mb:,.0f} MB of output{memory}\n"
             f"  time    about {duration(self.wall_s)} on {crew} ({parts} s)"
         )
 
@@ -158,10 +154,10 @@ def plan_jobs(
     workers = count_workers(config, settings, largest.grid.n_tiles)
     costs = None
     if calibrate:
-        from dino_ray.rehearsal import rehearse
+        from dino_ray.forecast.rehearsal import rehearse
 
         costs = rehearse(largest, config, settings, workers=workers, several=several)
-    return preview(images, settings, workers, costs)
+    return preview(images, config, settings, workers, costs)
 
 
 def look(source: str, output: Path, config: UpscaleConfig, settings: Settings, *, several: bool) -> Image:
@@ -172,44 +168,19 @@ def look(source: str, output: Path, config: UpscaleConfig, settings: Settings, *
     UsageError
         As ``check_file``.
     """
-    place = output
+    place, name = output, output.name
     while not place.parent.exists():
-        place = place.parent
-    image = check_file(source, place.parent / output.name, config, settings, several=several)
+        place, name = place.parent, f".{output.name}"  # by another name: the same may be taken up there
+    image = check_file(source, place.parent / name, config, settings, several=several)
     return replace(image, output=output)
 
 
-def work_of(image: Image, settings: Settings) -> Work:
-    """What of an image's job costs time and memory."""
-    assert isinstance(image.source, str)
-    info, grid = image.info, image.grid
-    tokens = features = 0
-    if settings.dino is not None:
-        from dino_ray.dino.loading import describe
-
-        facts = describe(settings.dino)
-        tokens = dino_tokens(info.width, info.height, facts.patch)
-        features = dino_bytes(info.width, info.height, facts.patch, facts.dim)
-    return Work(
-        tiles=grid.n_tiles,
-        canvas_bytes=grid.width * grid.height * info.bands * np.dtype(image.dtype).itemsize,
-        ingest_bytes=source_bytes(image, settings),
-        file_bytes=0 if is_url(image.source) else os.path.getsize(image.source),
-        tokens=tokens,
-        feature_bytes=features,
-    )
-
-
-def source_bytes(image: Image, settings: Settings) -> int:
-    """Disk that the source's store takes: none for a file that is read where it lies."""
-    assert isinstance(image.source, str)
-    if settings.shared or (image.place is not None and is_url(image.place)):
-        return stored_bytes(image.info)
-    return needs_bytes(image.source, settings.read)
-
-
 def preview(
-    images: Sequence[Image], settings: Settings, workers: int, costs: Costs | None = None
+    images: Sequence[Image],
+    config: UpscaleConfig,
+    settings: Settings,
+    workers: int,
+    costs: Costs | None = None,
 ) -> list[JobPreview]:
     """Lay out the jobs of a command's images.
 
@@ -220,18 +191,24 @@ def preview(
     workers
         Replicas, as ``count_workers`` says.
     costs
-        From ``rehearse``; None: time and memory are not claimed.
+        From ``rehearse``; None: time is not claimed, and memory as constants have it.
     """
     works = [work_of(image, settings) for image in images]
     times = turns(works, costs) if costs else [None] * len(works)
     return [
-        _preview(image, settings, workers, work, costs, time)
+        _preview(image, config, settings, workers, work, costs, time)
         for image, work, time in zip(images, works, times, strict=True)
     ]
 
 
 def _preview(
-    image: Image, settings: Settings, workers: int, work: Work, costs: Costs | None, time: Stages | None
+    image: Image,
+    config: UpscaleConfig,
+    settings: Settings,
+    workers: int,
+    work: Work,
+    costs: Costs | None,
+    time: Stages | None,
 ) -> JobPreview:
     info, grid = image.info, image.grid
     xs, ys = grid.xs, grid.ys
@@ -240,7 +217,11 @@ def _preview(
     ]
     calls_per_tile = 2 * settings.steps - 1 if settings.sampler == "heun" else settings.steps
     tile_mb = xs.tile * ys.tile * info.bands * UINT16_BYTES / MB
-    peaks = memory(work, costs) if costs else None
+    peaks = (
+        memory(work, costs)
+        if costs
+        else typical_memory(shape_of(image, config, settings), work.feature_bytes)
+    )
     return JobPreview(
         source=str(image.source),
         source_width=info.width,
@@ -271,7 +252,7 @@ def _preview(
         disk_mb=round((work.ingest_bytes + image.canvas_bytes) / MB, 1),
         output_mb=round(work.canvas_bytes * costs.output_ratio / MB, 1) if costs else None,
         tiles_waiting_mb=round((grid.max_waiting() + CALLS_PER_REPLICA * workers) * tile_mb, 1),
-        peak_rss_mb={role: round(mb, 1) for role, mb in peaks.items()} if peaks else None,
+        peak_rss_mb={role: round(mb, 1) for role, mb in peaks.items()},
         seconds={stage: round(s, 2) for stage, s in asdict(time).items()} if time else None,
         first_tile_s=round(time.first_tile, 2) if time else None,
         wall_s=round(time.wall, 2) if time else None,
@@ -293,37 +274,9 @@ def count_workers(config: UpscaleConfig, settings: Settings, most: int) -> int:
     """
     if config.address == "none":
         return 1
-    if config.workers != "auto" and config.address != "local":
-        return config.workers
-    from dino_ray.engine.ray.cluster import Resources, replica_count
+    from dino_ray.engine.ray.room import replicas_at
 
     wanted = None if config.workers == "auto" else config.workers
     nets = settings.model is not None or settings.base == "net"
-    if config.address == "local":
-        gpus = _gpus_here() if nets and config.device != "cpu" else 0
-        nodes = [Resources(float(os.cpu_count() or 1), float(gpus))]
-    else:
-        nodes = _nodes_of(config.address)
-    need = 0.0 if config.device == "cpu" or not nets else config.gpus_per_worker
-    if need is None:
-        need = 1.0 if any(node.gpus >= 1 for node in nodes) else 0.0
-    return replica_count(wanted, most, nodes, need, config.threads)
-
-
-def _gpus_here() -> int:
-    import torch
-
-    return torch.cuda.device_count()
-
-
-def _nodes_of(address: str) -> list[Any]:
-    import ray
-
-    from dino_ray.engine.ray.cluster import connect, resources_of
-
-    joined = connect(address)
-    try:
-        return [resources_of(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-    finally:
-        if joined:
-            ray.shutdown()
+    gpus = 0.0 if config.device == "cpu" or not nets else config.gpus_per_worker
+    return replicas_at(config.address, wanted, most, gpus, config.threads)

@@ -28,16 +28,17 @@ from dino_ray import places
 from dino_ray.config import UpscaleConfig
 from dino_ray.engine.replica import peak_rss_mb
 from dino_ray.errors import JobError
+from dino_ray.forecast.costs import MB, Costs, Work, stages, with_start
+from dino_ray.forecast.memory import PROCESS_MB
+from dino_ray.forecast.rehearsed import Answer, Request, Sample, Turn, forget_peak, resident_mb
+from dino_ray.forecast.work import work_of
 from dino_ray.job import Image, check_file
 from dino_ray.plan.geometry import Grid, Rect
-from dino_ray.predict import MB, Costs, Work, stages, with_start
-from dino_ray.preview import work_of
 from dino_ray.raster import chunks, store
 from dino_ray.raster.export import tiff, webp
 from dino_ray.raster.export.formats import PYRAMID_FROM_PIXELS
 from dino_ray.raster.source import IngestStopped, Source, SourceInfo, ingest, open_source, stored_bytes
-from dino_ray.rehearsed import Answer, Request, Sample, Turn, forget_peak, resident_mb
-from dino_ray.resolve import Settings
+from dino_ray.resolve import Settings, resolve
 
 TILES_ASIDE = {"lanczos": 6, "net": 4}
 """Tiles in a row and a column of the warm image, by what the base is made with: a second or two for resampling."""
@@ -49,12 +50,16 @@ WHOLE = 1.5
 
 INGEST_S = 2.0
 """How long the source is decoded for, after the first rows."""
+CANDIDATES_ASIDE = 3
+"""Places in x, and in y, that a part of the source may be taken from."""
+PYRAMID_GROWTH = 4 / 3
+"""What halvings add to an image: 1/4 + 1/16 + …"""
 EXPORT_BYTES = 64 * 2**20
 """Pixels exported, at least a row of cells of them."""
 STOPPING_S = 15.0
 """How long an interrupted rehearsal may take to stop its Ray."""
 
-PATIENCE = "the rehearsal for --calibrate failed: "
+FAILED = "the rehearsal for --calibrate failed: "
 
 
 def rehearse(
@@ -90,8 +95,9 @@ def rehearse(
             sources = [image.source] * (2 if several else 1)
         else:
             begun, *sources = _cut(image, settings, aside, folder)
-            options["wrap"] = "off"  # a part of a panorama does not close
-            options.pop("page", None)
+            options["wrap"] = "off"  # for a part of a panorama does not close
+            options.pop("page", None)  # these have been answered when the part was read
+            options.pop("to_srgb", None)
         images = tuple(zip(sources, outputs, strict=False))
         sample = None if whole else _sample(image, settings, outputs[0])
         try:
@@ -99,8 +105,15 @@ def rehearse(
         finally:
             if places.is_url(options["job_dir"]):
                 places.remove_tree(options["job_dir"])
-        works = [work_of(_checked(source, config, settings, options), settings) for source in sources]
-    return _costs(answer, works, begun)
+        config = UpscaleConfig.parse(options)
+        parts = resolve(config)
+        works = [work_of(check_file(source, None, config, parts), parts) for source in sources]
+    costs = _costs(answer, works, begun)
+    if sample is not None and sample.options["pyramid"] and not settings.export.pyramid:
+        return replace(
+            costs, output_ratio=costs.output_ratio * PYRAMID_GROWTH
+        )  # which the parts were too small for
+    return costs
 
 
 def tiles_aside(settings: Settings, workers: int) -> int:
@@ -144,9 +157,8 @@ def _cut(image: Image, settings: Settings, aside: int, folder: str) -> tuple[Any
     paths = [os.path.join(folder, f"{name}.png") for name in ("cold", "warm")]
     for path, count in zip(paths, (1, aside), strict=True):
         width, height = part_size(image.grid, settings.scale, count)
-        window = _middle(seen, min(width, seen.w), min(height, seen.h))
-        pixels = source.read(window)
-        missing = [(0, max(0, height - window.h)), (0, max(0, width - window.w)), (0, 0)]
+        pixels = _typical(source, seen, min(width, seen.w), min(height, seen.h))
+        missing = [(0, height - pixels.shape[0]), (0, width - pixels.shape[1]), (0, 0)]
         _write_png(np.pad(pixels, missing, mode="wrap"), path)
     return begun, *paths
 
@@ -203,8 +215,29 @@ def part_size(grid: Grid, scale: float, aside: int) -> tuple[int, int]:
     )
 
 
-def _middle(seen: Rect, width: int, height: int) -> Rect:
-    return Rect(seen.x + (seen.w - width) // 2, seen.y + (seen.h - height) // 2, width, height)
+def _typical(source: Any, seen: Rect, width: int, height: int) -> np.ndarray:
+    """Pixels of a window of that size, as rich in detail as such windows are on average: a sky or a lawn compresses
+    unlike the rest.
+    """
+    steps = range(CANDIDATES_ASIDE)
+    xs, ys = (
+        [i * room // max(1, CANDIDATES_ASIDE - 1) for i in steps]
+        for room in (seen.w - width, seen.h - height)
+    )
+    places = dict.fromkeys((seen.x + x, seen.y + y) for y in ys for x in xs)
+    detail = {place: _detail(source.read(Rect(*place, width, height))) for place in places}
+    mean = sum(detail.values()) / len(detail)
+    place = min(detail, key=lambda place: abs(detail[place] - mean))
+    pixels: np.ndarray = source.read(Rect(*place, width, height))
+    return pixels
+
+
+def _detail(pixels: np.ndarray) -> float:
+    """Entropy of the differences of neighbours in a row, bits: what lossless compression makes of a sample, about."""
+    steps = np.diff(pixels.astype(np.int32), axis=1)
+    counts = np.unique(steps, return_counts=True)[1] if steps.size else np.ones(1)
+    shares = counts / counts.sum()
+    return float(-(shares * np.log2(shares)).sum())
 
 
 def _write_png(pixels: np.ndarray, path: str) -> None:
@@ -229,10 +262,6 @@ def _sample(image: Image, settings: Settings, output: str) -> Sample:
     return Sample(grid.width, rows, cell, str(Path(output).with_stem("sample")), asdict(options), grows)
 
 
-def _checked(source: str, config: UpscaleConfig, settings: Settings, options: dict[str, Any]) -> Image:
-    return check_file(source, None, config, replace(settings, wrap=options.get("wrap", settings.wrap)))
-
-
 def _costs(answer: Answer, works: list[Work], begun: _Begun) -> Costs:
     cold, warm = answer.turns[0], answer.turns[-1]
     peaks = [turn.report["peak_rss_mb"] for turn in answer.turns]
@@ -248,7 +277,7 @@ def _costs(answer: Answer, works: list[Work], begun: _Begun) -> Costs:
         ingest_s_per_mb=begun.s_per_mb,
         digest_s_per_mb=answer.digest_s_per_mb,
         output_ratio=answer.output_ratio,
-        memory_mb={"driver": answer.driver_mb, **memory},
+        memory_mb={"driver": max(answer.driver_mb, PROCESS_MB + begun.peak_mb), **memory},
         feature_bytes=max(work.feature_bytes for work in works),
     )
     next_s = max(0.0, warm.report["wall_s"] - stages(works[-1], costs).wall) if works[1:] else 0.0
@@ -263,7 +292,9 @@ def _perform(request: Request, folder: str) -> Answer:
     asked, answered = (os.path.join(folder, name) for name in ("request.json", "answer.json"))
     Path(asked).write_text(json.dumps(asdict(request)))
     process = subprocess.Popen(
-        [sys.executable, "-m", "dino_ray.rehearsed", asked, answered], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "dino_ray.forecast.rehearsed", asked, answered],
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         said = process.communicate()[1]
@@ -276,6 +307,6 @@ def _perform(request: Request, folder: str) -> Answer:
         raise
     if process.returncode:
         last = said.strip().splitlines()[-1:] or [f"exit code {process.returncode}"]
-        raise JobError(f"{PATIENCE}{last[0]}")
+        raise JobError(f"{FAILED}{last[0]}")
     answer = json.loads(Path(answered).read_text())
     return Answer(**{**answer, "turns": tuple(Turn(**turn) for turn in answer["turns"])})

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from dino_ray.report.run import UpscaleReport
 
 MB = 1e6
+STAGGER = 37
+"""Rows; a prime, so that few columns of cells show the same."""
+SETTLING_TILES = 2
+"""Per replica: in its first tiles of an image, a replica reads the source's file anew."""
 
 
 @dataclass(frozen=True)
@@ -80,21 +85,23 @@ class _Rehearsal:
         self.digest_s_per_mb = self.export_s_per_mb = 0.0
         self.output_ratio = 1.0
         self._sample = sample
-        self._steady = 0.0
-        """Since when all replicas have been at work."""
-        self._tiles = 0
-        self._tile_s = 0.0
+        self._ready = self._tile_s = 0.0
+        self._replicas = 1
+        self._done: list[float] = []
 
     def hear(self, event: Any) -> None:
         from dino_ray.engine.protocol import DriveDone, ImageStarted, ReplicaReady, TileDone
 
+        now = time.monotonic()
         match event:
-            case ImageStarted() | ReplicaReady():
-                self._steady, self._tiles = time.monotonic(), 0
+            case ImageStarted(replicas=replicas):
+                self._ready, self._replicas, self._done = now, replicas, []
+            case ReplicaReady():
+                self._ready = now
             case TileDone():
-                self._tiles += 1
+                self._done.append(now)
             case DriveDone():
-                self._tile_s = (time.monotonic() - self._steady) / max(1, self._tiles)
+                self._tile_s = tile_seconds(self._ready, self._done, now, self._replicas)
 
     def finished(self, image: Image, canvas: Canvas, report: UpscaleReport, last: bool) -> None:
         pixels = pixel_bytes(canvas)
@@ -135,7 +142,25 @@ class _Rehearsal:
         self.driver_mb = max(self.driver_mb, before + held * sample.grows)
         pixels = pixel_bytes(rows)
         self.export_s_per_mb = seconds / (pixels / MB)
-        self.output_ratio = size_of(Path(sample.output)) / pixels
+
+
+def tile_seconds(ready: float, done: Sequence[float], ended: float, replicas: int) -> float:
+    """Elapsed seconds per tile once an image's work is in its stride, the merges that follow its last tile included.
+
+    Parameters
+    ----------
+    ready
+        When the image was begun or, if later, when the last replica was ready.
+    done
+        When its tiles were, in order; at least one.
+    ended
+        When all was merged.
+    """
+    after = [time for time in done if time > ready] or list(done)
+    settling = SETTLING_TILES * replicas
+    if len(after) > 2 * settling:
+        ready, after = after[settling - 1], after[settling:]
+    return (ended - min(ready, after[0])) / len(after)
 
 
 def pixel_bytes(canvas: Canvas) -> int:
@@ -153,7 +178,8 @@ def _fill(rows: Canvas, canvas: Canvas) -> None:
         for column in range(rows.cells[1]):
             rect = rows.cell_rect(row, column)
             w, h = min(rect.w, canvas.width), min(rect.h, canvas.height)
-            x, y = rect.x % (canvas.width - w + 1), rect.y % (canvas.height - h + 1)
+            # Other rows in each column of cells: a codec that looks back would find what it had a moment ago.
+            x, y = rect.x % (canvas.width - w + 1), (rect.y + STAGGER * column) % (canvas.height - h + 1)
             pixels = canvas.read(Rect(x, y, w, h))
             rows.write(rect, np.pad(pixels, [(0, rect.h - h), (0, rect.w - w), (0, 0)], mode="wrap"))
 

@@ -1,7 +1,7 @@
-"""What a job will take: time, memory and disk, from its plan and a few measured costs. Pure arithmetic.
+"""What a job will take, from its plan and a few measured costs. Pure arithmetic.
 
-**Time** is claimed only from a rehearsal on the same machine (`dino_ray.rehearsal`). Of a job's stages, these grow with
-the image::
+**Time** is claimed only from a rehearsal on the same machine (`dino_ray.forecast.rehearsal`). Of a job's stages, these
+grow with the image::
 
     ingest      decoding into the source's store, and hashing the file
     features    DINO tokens × seconds per token
@@ -15,8 +15,7 @@ so that the prediction for the very image that was rehearsed is its measured tim
 a start; the ingest of the others runs beside the tiles of the one before, and counts only where it takes longer.
 
 **Memory** does not depend on an image's height, except for WebP, whose encoder holds the whole image, and for DINO
-features. It is measured with tiles of the size, and an output of the width, that the job will have; it, too, is claimed
-from a rehearsal only, since most of it is that of libraries and weights.
+features. A rehearsal measures it, with tiles of the size and an output of the width that the job will have.
 
 **Disk** needs no measurement: both stores are uncompressed.
 """
@@ -25,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 DINO_WINDOW = 518
 """px: side of the windows that features are extracted in, as `dino_ray.dino.extract` has it, which imports torch."""
@@ -73,7 +72,7 @@ class Costs:
     """Once per further image."""
     output_ratio: float = 1.0
     """Bytes of the output over those of its uncompressed pixels, without reduced copies."""
-    memory_mb: Mapping[str, float] | None = None
+    memory_mb: Mapping[str, float] = field(default_factory=dict)
     """Peak by role: driver, replica, merge."""
     feature_bytes: int = 0
     """Features that replicas held when ``memory_mb`` was measured."""
@@ -135,10 +134,8 @@ def turns(works: Sequence[Work], costs: Costs) -> list[Stages]:
     return made
 
 
-def memory(work: Work, costs: Costs) -> dict[str, float] | None:
+def memory(work: Work, costs: Costs) -> dict[str, float]:
     """Peak resident MB of the largest process of each role: a replica holds the image's features, too."""
-    if costs.memory_mb is None:
-        return None
     more = max(0, work.feature_bytes - costs.feature_bytes) / MB
     return {role: mb + (more if role == "replica" else 0.0) for role, mb in costs.memory_mb.items()}
 
