@@ -58,22 +58,7 @@ class DirectSource:
     info: SourceInfo
 
     def read(self, rect: Rect) -> Pixels:
-        """Pixels of a window, which may stick out by any amount: the image's edges are replicated.
-
-        Parameters
-        ----------
-        rect
-            Window in source_px; width and height at least 1.
-
-        Returns
-        -------
-        ndarray (rect.h, rect.w, bands) of ``info.dtype``, owned by the caller.
-
-        Raises
-        ------
-        JobError
-            If the file is gone, has changed, or is damaged where the window is.
-        """
+        """See `Windows.read`: the image's edges are replicated."""
         return read_replicated(rect, self.info.width, self.info.height, _reader(self).read)
 
 

@@ -80,22 +80,7 @@ class Source:
         return cls(str(folder), from_record(record))
 
     def read(self, rect: Rect) -> Pixels:
-        """Pixels of a window, which may stick out by any amount: the image's edges are replicated.
-
-        Parameters
-        ----------
-        rect
-            Window in source_px; width and height at least 1.
-
-        Returns
-        -------
-        ndarray (rect.h, rect.w, bands) of ``info.dtype``, owned by the caller.
-
-        Raises
-        ------
-        JobError
-            If the store cannot be read or has lost bytes.
-        """
+        """See `Windows.read`: the image's edges are replicated."""
         info = self.info
         layout = store.layout_of(self.folder, (info.height, info.width, info.bands), info.dtype)
         return read_replicated(

@@ -1,13 +1,43 @@
-"""Windows that may stick out of an image: its edges are replicated."""
+"""Images that are read by windows, which may stick out: edges are replicated."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 
 from dino_ray.plan.geometry import Rect
+from dino_ray.raster.info import SourceInfo
 from dino_ray.raster.store import Pixels
+
+
+class Windows(Protocol):
+    """What every kind of source is: an image that is read by windows."""
+
+    @property
+    def info(self) -> SourceInfo:
+        """What the image is."""
+
+    def read(self, rect: Rect) -> Pixels:
+        """Pixels of a window, which may stick out by any amount.
+
+        Parameters
+        ----------
+        rect
+            Window in source_px; width and height at least 1.
+
+        Returns
+        -------
+        ndarray (rect.h, rect.w, bands) of ``info.dtype``, owned by the caller.
+
+        Raises
+        ------
+        ValueError
+            If the window holds no pixels.
+        JobError
+            If what the pixels are read from is gone, has changed, can't be read or is damaged where the window is.
+        """
 
 
 def read_replicated(rect: Rect, width: int, height: int, read: Callable[[Rect], Pixels]) -> Pixels:

@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from dino_ray.plan.geometry import Rect
-from dino_ray.raster.source import SourceInfo
+from dino_ray.raster.info import SourceInfo
 from dino_ray.raster.store import Pixels
-
-
-class Windows(Protocol):
-    """Whatever is read by windows, as a `dino_ray.raster.source.Source` is; columns replicate at its edges."""
-
-    @property
-    def info(self) -> SourceInfo: ...
-
-    def read(self, rect: Rect) -> Pixels: ...
+from dino_ray.raster.windows import Windows
 
 
 @dataclass(frozen=True)
@@ -36,22 +27,7 @@ class Wrapped:
         return self.source.info
 
     def read(self, rect: Rect) -> Pixels:
-        """Pixels of a window, which may stick out by any amount and be wider than the source.
-
-        Parameters
-        ----------
-        rect
-            Window in source_px; width and height at least 1. Rows above and below the source replicate.
-
-        Returns
-        -------
-        ndarray (rect.h, rect.w, bands) of ``info.dtype``, owned by the caller.
-
-        Raises
-        ------
-        JobError
-            If the store cannot be read or has lost bytes.
-        """
+        """See `Windows.read`: columns go on around, rows above and below the source replicate."""
         width = self.info.width
         if rect.w > 2 * width:  # turns upon turns: read what there is once, and repeat it
             once = self.source.read(Rect(0, rect.y, width, rect.h))

@@ -61,7 +61,7 @@ _POINTERS: dict[int, tuple[Tag, ...]] = {
 }
 _UTF16_COMMENT = b"UNICODE\0"
 
-_MAX_CLASSIC_BYTES = _MAX_LONG = 2**32 - 1
+_MAX_LONG = 2**32 - 1
 # Of the values of one directory together. What is larger is no words about a picture but damage, or made to exhaust
 # memory: thousands of entries may share the same bytes of a file.
 _MAX_VALUE_BYTES = 16 * 2**20
