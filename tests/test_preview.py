@@ -23,10 +23,10 @@ from dino_ray.config import UpscaleConfig
 from dino_ray.errors import JobError, UsageError
 from dino_ray.forecast.costs import Costs, Work, dino_tokens, memory, stages, turns, with_start
 from dino_ray.forecast.memory import Shape, typical_memory
-from dino_ray.forecast.rehearsal import part_size
+from dino_ray.forecast.rehearsal import part_size, part_tiles
 from dino_ray.forecast.rehearsed import tile_seconds
 from dino_ray.inputs import expand
-from dino_ray.plan.geometry import Scaling, make_grid
+from dino_ray.plan.geometry import Grid, Scaling, make_grid
 from dino_ray.preview import JobPreview, duration, plan_jobs, totals
 
 TOLERANCE = 0.25
@@ -150,18 +150,27 @@ def test_dino_tokens_are_those_that_extraction_asks_its_model_for() -> None:
     assert sum(seen) == dino_tokens(700, 300, dino.patch)
 
 
-@given(st.integers(64, 4000), st.integers(64, 4000), st.sampled_from([1.0, 1.5, 2.0, 4.0]), st.integers(1, 6))
-def test_a_part_has_no_more_tiles_than_asked_for_and_is_part_of_the_source(
-    width: int, height: int, scale: float, aside: int
+sides = st.integers(1, 4000)
+
+
+@given(sides, sides, st.sampled_from([1.0, 1.5, 2.0, 4.0]), st.integers(1, 40))
+def test_a_part_is_of_the_source_and_has_the_tiles_asked_for_if_it_has_them(
+    width: int, height: int, scale: float, tiles: int
 ) -> None:
-    scaling = Scaling.from_factor(width, height, scale)
-    grid = make_grid(scaling.canvas_w, scaling.canvas_h, tile=128, overlap=32, multiple=16)
-    w, h = part_size(grid, scale, aside)
-    part = Scaling.from_factor(w, h, scale)
-    made = make_grid(part.canvas_w, part.canvas_h, tile=128, overlap=32, multiple=16)
-    assert (w, h) <= (width + 1, height + 1)
-    assert min(w, h) >= 1
-    assert max(made.xs.n_tiles, made.ys.n_tiles) <= aside + 1
+    def laid_out(width: int, height: int) -> Grid:
+        scaling = Scaling.from_factor(width, height, scale)
+        return make_grid(scaling.canvas_w, scaling.canvas_h, tile=128, overlap=32, multiple=16)
+
+    grid = laid_out(width, height)
+    columns, rows = part_tiles(grid, tiles)
+    assert min(tiles, grid.n_tiles) <= columns * rows <= grid.n_tiles
+    w, h = part_size(grid, scale, columns, rows)
+    assert 1 <= w <= width
+    assert 1 <= h <= height
+    part = laid_out(w, h)
+    assert (part.xs.tile, part.ys.tile) == (grid.xs.tile, grid.ys.tile)
+    assert part.xs.n_tiles >= columns
+    assert part.ys.n_tiles >= rows
 
 
 SHAPE = Shape("ray", "lanczos", 1024**2, 1024**2 * 6, 8192**2, 8192 * 3, 512, "rows")

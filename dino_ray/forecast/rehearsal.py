@@ -33,7 +33,7 @@ from dino_ray.forecast.memory import PROCESS_MB
 from dino_ray.forecast.rehearsed import Answer, Request, Sample, Turn, forget_peak, resident_mb
 from dino_ray.forecast.work import work_of
 from dino_ray.job import Image, check_file
-from dino_ray.plan.geometry import Grid, Rect
+from dino_ray.plan.geometry import Axis, Grid, Rect
 from dino_ray.raster import chunks, store
 from dino_ray.raster.export import tiff, webp
 from dino_ray.raster.export.formats import PYRAMID_FROM_PIXELS
@@ -156,7 +156,7 @@ def _cut(image: Image, settings: Settings, aside: int, folder: str) -> tuple[Any
     begun = replace(begun, peak_mb=max(0.0, peak_rss_mb() - before))
     paths = [os.path.join(folder, f"{name}.png") for name in ("cold", "warm")]
     for path, count in zip(paths, (1, aside), strict=True):
-        width, height = part_size(image.grid, settings.scale, count)
+        width, height = part_size(image.grid, settings.scale, *part_tiles(image.grid, count**2))
         pixels = _typical(source, seen, min(width, seen.w), min(height, seen.h))
         missing = [(0, height - pixels.shape[0]), (0, width - pixels.shape[1]), (0, 0)]
         _write_png(np.pad(pixels, missing, mode="wrap"), path)
@@ -201,18 +201,21 @@ def _stored(folder: str, info: SourceInfo) -> Rect:
     return Rect(x, y, max(r.x1 for r in rects) - x, max(r.y1 for r in rects) - y)
 
 
-def part_size(grid: Grid, scale: float, aside: int) -> tuple[int, int]:
-    """Width and height (source_px) of an image that has so many tiles a side, or as many as the grid has."""
+def part_tiles(grid: Grid, tiles: int) -> tuple[int, int]:
+    """Columns and rows of a part of at least so many tiles, or all there are: as square as the grid allows."""
+    rows = min(grid.ys.n_tiles, math.isqrt(tiles))
+    columns = min(grid.xs.n_tiles, math.ceil(tiles / rows))
+    return columns, min(grid.ys.n_tiles, math.ceil(tiles / columns))
 
-    def length(tile: int, origins: tuple[int, ...], n_tiles: int, most: int) -> int:
-        reach = origins[min(aside, n_tiles) - 1] + tile
-        return min(most, max(1, math.floor(reach / scale)))
 
-    xs, ys = grid.xs, grid.ys
-    return (
-        length(xs.tile, xs.origins, xs.n_tiles, math.ceil(grid.width / scale)),
-        length(ys.tile, ys.origins, ys.n_tiles, math.ceil(grid.height / scale)),
-    )
+def part_size(grid: Grid, scale: float, columns: int, rows: int) -> tuple[int, int]:
+    """Width and height (source_px) of an image that becomes so many tiles."""
+
+    def length(axis: Axis, tiles: int) -> int:
+        reach = min(axis.origins[tiles - 1] + axis.tile, axis.length)
+        return max(1, math.floor(reach / scale))
+
+    return length(grid.xs, columns), length(grid.ys, rows)
 
 
 def _typical(source: Any, seen: Rect, width: int, height: int) -> np.ndarray:
