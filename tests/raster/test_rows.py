@@ -7,7 +7,7 @@ import pytest
 import pyvips
 
 from dino_ray.errors import JobError
-from dino_ray.raster import store
+from dino_ray.raster import chunks
 from dino_ray.raster.rows import decoded_bands
 from dino_ray.raster.source import ingest
 from dino_ray.raster.vips import overhear
@@ -47,11 +47,10 @@ def test_a_decoder_that_fails_is_heard(tmp_path):
 def test_a_store_that_fails_ends_the_ingest(tmp_path, monkeypatch):
     pyvips.Image.new_from_array(noise(3000)).pngsave(str(tmp_path / "a.png"))
 
-    class Full:
-        def __setitem__(self, *_):
-            raise JobError("no room left")
+    def full(*_):
+        raise JobError("no room left")
 
-    monkeypatch.setattr(store, "create", lambda *_: Full())
+    monkeypatch.setattr(chunks, "write", full)
     before = threading.active_count()
     with pytest.raises(JobError, match="no room left"):
         ingest(tmp_path / "a.png", tmp_path / "s")
