@@ -20,7 +20,7 @@ import pyvips
 from dino_ray.raster.vips import VipsImage
 
 _STOPPED = -1  # what a write callback answers to make libvips give up
-_POLL_S = 0.05
+_POLL_S = 0.05  # between looks at whether a stopped decoder has noticed; nobody waits longer than that
 
 
 def decoded_bands(
