@@ -24,13 +24,14 @@ from dino_ray.raster.vips import one_line, overhear
 
 logger = logging.getLogger(__name__)
 
-# Side of a chunk: large enough that a gigapixel is a few thousand files, small enough that a window of one
-# tile reads little beyond itself.
-_CHUNK_SIDE = 512
-_MIN_CHUNK_SIDE = 64
-# A band of rows as high as a chunk is the unit of decoding; three are alive at a time. Very wide images get
-# smaller chunks so that a band stays within this.
-_BAND_BYTES = 32 * 2**20
+# Pixels of a chunk: so many that a gigapixel is a few thousand files, so few that a window of one tile reads
+# little beyond itself.
+_CHUNK_PIXELS = 512**2
+_MOST_CHUNK_ROWS = 512
+_FEWEST_CHUNK_ROWS = 64
+# A band of rows as high as a chunk is the unit of decoding; three are alive at a time. Wide images get flatter
+# and longer chunks, so that a band stays within this and memory hardly grows with the width.
+_BAND_BYTES = 4 * 2**20
 
 INFO_ATTRIBUTE = "dino_ray_source"
 
@@ -47,9 +48,10 @@ def ingest(
     """Decode an image file into a store; see `dino_ray.raster.source.ingest`."""
     with closing(open_measured(path, options, stop)) as opened:
         info = upright_info(opened)
-        side = chunk_side(opened.image.width, opened.bands, opened.dtype)
-        with overhear() as heard, closing(upright_bands(opened, side, heard)) as bands:
-            _fill(folder, info, bands, side, stop)
+        rows, columns = chunk_shape(opened.image.width, opened.bands, opened.dtype)
+        chunk = (columns, rows) if orientation.transposes(opened.orientation) else (rows, columns)
+        with overhear() as heard, closing(upright_bands(opened, rows, heard)) as bands:
+            _fill(folder, info, bands, chunk, stop)
     tell(opened, heard)
     return info
 
@@ -116,16 +118,16 @@ def ingest_array(
 ) -> SourceInfo:
     """Store an array; see `dino_ray.raster.source.ingest_array`."""
     info, pixels = describe_array(array, name), _banded(np.asarray(array))
-    side = chunk_side(info.width, info.bands, info.dtype)
+    chunk = rows, _ = chunk_shape(info.width, info.bands, info.dtype)
 
     def bands() -> Iterator[tuple[Rect, Pixels]]:
-        for y in range(0, info.height, side):
+        for y in range(0, info.height, rows):
             yield (
-                Rect(0, y, info.width, min(side, info.height - y)),
-                pixels[y : y + side].astype(info.dtype, copy=False),
+                Rect(0, y, info.width, min(rows, info.height - y)),
+                pixels[y : y + rows].astype(info.dtype, copy=False),
             )
 
-    _fill(folder, info, bands(), side, stop)
+    _fill(folder, info, bands(), chunk, stop)
     return info
 
 
@@ -133,19 +135,22 @@ def _banded(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return array[:, :, None] if array.ndim == 2 else array
 
 
-def chunk_side(width: int, bands: int, dtype: Depth) -> int:
-    """Side of a chunk such that a band of rows of ``width`` pixels fits in `_BAND_BYTES`."""
+def chunk_shape(width: int, bands: int, dtype: Depth) -> tuple[int, int]:
+    """Rows and columns of a chunk such that a band of so many rows of ``width`` pixels fits in `_BAND_BYTES`."""
     row_bytes = width * bands * np.dtype(dtype).itemsize
-    side = _CHUNK_SIDE
-    while side > _MIN_CHUNK_SIDE and side * row_bytes > _BAND_BYTES:
-        side //= 2
-    return side
+    rows = _MOST_CHUNK_ROWS
+    while rows > _FEWEST_CHUNK_ROWS and rows * row_bytes > _BAND_BYTES:
+        rows //= 2
+    return rows, _CHUNK_PIXELS // rows
 
 
 def stored_bytes(info: SourceInfo) -> int:
     """Disk that an ingested image takes: chunks are uncompressed, and whole at the borders too."""
-    side = chunk_side(info.width, info.bands, info.dtype)
-    stored = [-(-length // side) * min(side, length) for length in (info.width, info.height)]
+    chunk = chunk_shape(info.width, info.bands, info.dtype)
+    stored = [
+        -(-length // side) * min(side, length)
+        for length, side in zip((info.height, info.width), chunk, strict=True)
+    ]
     return stored[0] * stored[1] * info.bands * np.dtype(info.dtype).itemsize
 
 
@@ -170,11 +175,11 @@ def upright_info(opened: Opened) -> SourceInfo:
 
 
 def upright_bands(
-    opened: Opened, side: int, heard: Sequence[str]
+    opened: Opened, rows: int, heard: Sequence[str]
 ) -> Generator[tuple[Rect, Pixels], None, None]:
     """Bands of the file in stored order, each upright and with its place in source_px."""
     width, height = opened.image.width, opened.image.height
-    spans = list(orientation.spans(opened.orientation, height, side))
+    spans = list(orientation.spans(opened.orientation, height, rows))
     try:
         with closing(decoded_bands(opened.image, opened.dtype, [b - a for a, b in spans])) as bands:
             for (start, end), stored in zip(spans, bands, strict=True):
@@ -206,11 +211,16 @@ def _check_stop(stop: Stop | None, name: str) -> None:
 
 
 def _fill(
-    folder: str | Path, info: SourceInfo, bands: Iterable[tuple[Rect, Pixels]], side: int, stop: Stop | None
+    folder: str | Path,
+    info: SourceInfo,
+    bands: Iterable[tuple[Rect, Pixels]],
+    chunk: tuple[int, int],
+    stop: Stop | None,
 ) -> None:
     """Write bands as they come, and note at the end that all is there."""
     shape = (info.height, info.width, info.bands)
-    array = store.create(folder, shape, (min(side, info.height), min(side, info.width)), info.dtype)
+    within = (min(chunk[0], info.height), min(chunk[1], info.width))
+    array = store.create(folder, shape, within, info.dtype)
     for rect, pixels in bands:
         _check_stop(stop, info.name)
         chunks.write(array.folder, array.layout, rect, pixels)

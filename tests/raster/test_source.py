@@ -45,7 +45,8 @@ SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Several chunks and bands in images that are quick to make."""
-    monkeypatch.setattr(ingest_module, "_CHUNK_SIDE", 32)
+    monkeypatch.setattr(ingest_module, "_MOST_CHUNK_ROWS", 32)
+    monkeypatch.setattr(ingest_module, "_CHUNK_PIXELS", 32 * 48)
 
 
 # --- what files hold ---------------------------------------------------------------------------------------
@@ -333,7 +334,8 @@ def chunked(tmp_path_factory):
     """A source of several chunks each way, and its pixels."""
     array = pattern(SIDE, SIDE + 30, bands=2, dtype="uint16")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ingest_module, "_CHUNK_SIDE", 32)
+        patch.setattr(ingest_module, "_MOST_CHUNK_ROWS", 32)
+        patch.setattr(ingest_module, "_CHUNK_PIXELS", 32 * 48)
         return ingest_array(array, tmp_path_factory.mktemp("chunked") / "s"), array
 
 
@@ -438,8 +440,9 @@ def test_an_ingest_never_deletes_what_is_not_its_own(tmp_path):
 
 def test_bands_of_very_wide_images_stay_small():
     for width in (100, 30_000, 1_000_000):
-        side = ingest_module.chunk_side(width, 4, "uint16")
-        assert side == ingest_module._MIN_CHUNK_SIDE or side * width * 8 <= ingest_module._BAND_BYTES
+        rows, columns = ingest_module.chunk_shape(width, 4, "uint16")
+        assert rows == ingest_module._FEWEST_CHUNK_ROWS or rows * width * 8 <= ingest_module._BAND_BYTES
+        assert rows * columns == ingest_module._CHUNK_PIXELS
 
 
 @pytest.mark.parametrize("damage", ["short", "missing"])

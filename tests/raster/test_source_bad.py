@@ -357,7 +357,7 @@ def stop_after(n):
 
 @pytest.mark.parametrize("after", [0, 1, 3])
 def test_an_ingest_stops_when_told_and_leaves_no_thread_and_no_source(tmp_path, monkeypatch, after):
-    monkeypatch.setattr(ingest_module, "_CHUNK_SIDE", 64)
+    monkeypatch.setattr(ingest_module, "_MOST_CHUNK_ROWS", 64)
     Image.fromarray(noise(2000, 3000)).save(tmp_path / "a.png", compress_level=1)
     before = {thread.name for thread in threading.enumerate()}
     with pytest.raises(IngestStopped, match=r"a\.png: its ingest was stopped"):
