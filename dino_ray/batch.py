@@ -13,9 +13,10 @@ from dino_ray.config import UpscaleConfig
 from dino_ray.engine.protocol import Listener
 from dino_ray.errors import DinoRayError, UsageError
 from dino_ray.files import check_place, write_whole
-from dino_ray.job import Finished, Image, check_file, upscale_images
+from dino_ray.job import Finished, Image, Standing, check_file, upscale_images
 from dino_ray.jobfolder import Existing
-from dino_ray.places import is_url
+from dino_ray.places import is_url, shown
+from dino_ray.raster.source import probe
 from dino_ray.report.run import UpscaleReport
 from dino_ray.resolve import Settings, resolve
 
@@ -38,6 +39,9 @@ class Batch:
     strict: bool
     several: bool
     failures: list[tuple[str, DinoRayError]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.standing = Standing(self.images, self.several)
 
     @classmethod
     def check(
@@ -83,7 +87,7 @@ class Batch:
             except UsageError as error:
                 if strict or not several:
                     raise
-                batch.failures.append((source, error))
+                batch.failures.append((shown(source), error))
         return batch
 
     def run(self, listen: Listener, finished: Finished, started: float) -> None:
@@ -111,7 +115,9 @@ class Batch:
                 existing=self.existing,
                 strict=self.strict,
                 several=self.several,
-                report=str(self.report.absolute()) if self.report else None,
+                # Of several images, one that is resumed alone must not take the place of all in the report.
+                report=str(self.report.absolute()) if self.report and not self.several else None,
+                standing=self.standing,
             )
             self.failures += [(image.name, error) for image, error in failed]
         finally:  # what was done before an interruption is reported too
@@ -124,3 +130,39 @@ class Batch:
         said += [{"source": name, "error": str(error)} for name, error in self.failures]
         body = json.dumps(said if self.several else said[0], indent=2, ensure_ascii=False)
         write_whole(self.report, (body + "\n").encode(errors="backslashreplace"), "--report")
+
+
+def check_replaced(output: Path, report: Path | None) -> None:
+    """Refuse to write over what is no older result: the names come from a job's file, not from the user.
+
+    Raises
+    ------
+    UsageError
+        If the output is there and is no image, or the report and is no JSON.
+    """
+    for path, kind, is_older in ((output, "image", _is_image), (report, "report", _is_json)):
+        if path is not None and path.is_file() and not is_older(path):
+            raise UsageError(
+                f"{path}: the job would write over it, and it is no {kind}; move it, or give the whole command again"
+            )
+
+
+def _is_image(path: Path) -> bool:
+    if path.suffix == ".dzi":  # of which only the tiles are images
+        return _DEEP_ZOOM in path.read_bytes()[:_DEEP_ZOOM_START]
+    try:
+        probe(str(path))
+    except UsageError:
+        return False
+    return True
+
+
+_DEEP_ZOOM, _DEEP_ZOOM_START = b"schemas.microsoft.com/deepzoom", 1000
+"""What a Deep Zoom file has in its first bytes."""
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        return isinstance(json.loads(path.read_bytes()), dict | list)
+    except ValueError:
+        return False

@@ -6,8 +6,11 @@ import contextlib
 import functools
 import json
 import logging
+import os
 import signal
+import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C or SIGTERM, as shells have it."""
+
+STOP_S = 3.5
+"""How long after a signal to stop the process is over at the latest."""
 
 EXISTING: dict[bool | None, Existing] = {None: "resume", True: "must", False: "fresh"}
 """What --resume, --fresh or neither ask for."""
@@ -76,6 +82,38 @@ def _command(function: Command) -> Command:
 
 def _interrupt(signum: int, frame: object) -> None:
     raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _stopped_in_time(left: Callable[[], str]) -> Iterator[None]:
+    """Once a signal asks this process to stop, it ends within ``STOP_S``, whatever it is in the middle of.
+
+    Python handles signals between two of its own instructions; a step of a model, or a decoder, may take longer than
+    anybody waits. Finished cells are whole on their disk at any moment, so nothing is lost.
+    """
+    told, tell = socket.socketpair()
+    tell.setblocking(False)
+    asked = threading.Event()
+
+    def watch() -> None:
+        while (signum := told.recv(1)) and signum[0] not in (signal.SIGINT, signal.SIGTERM):
+            pass
+        if not signum:
+            return
+        asked.set()
+        time.sleep(STOP_S)
+        cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # progress bars hide it
+        os.write(2, f"{cursor}dino-ray: interrupted; {left()}\n".encode(errors="backslashreplace"))
+        os._exit(INTERRUPTED)
+
+    before = signal.set_wakeup_fd(tell.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=watch, name="stop", daemon=True).start()
+    try:
+        yield
+    finally:
+        if not asked.is_set():  # else it guards the way out of the process, too
+            signal.set_wakeup_fd(before)
+            tell.close()
 
 
 def _config_options(function: Command) -> Command:
@@ -223,19 +261,26 @@ def upscale(
 @_typed_options("address", "workers", "gpus_per_worker")
 def resume(folder: str, report: Path | None, progress: str, typed: dict[str, Any]) -> int:
     """Go on with the job in DIR, or with all in it, that an interruption has left."""
-    from dino_ray.batch import Batch
-    from dino_ray.jobfolder import resumable
+    from dino_ray.batch import Batch, check_replaced
+    from dino_ray.jobfolder import check_owner, resumable
 
     code = 0
     report = report and report.absolute()
     for place, manifest in resumable(folder):
         started = time.monotonic()
+        check_owner(place)
         with _in_folder(manifest.cwd):
             config = UpscaleConfig.parse({**manifest.config, **typed, "job_dir": place}, where=place)
             said = report or (Path(manifest.report) if manifest.report else None)
             pair = (manifest.source, Path(manifest.output))
+            check_replaced(pair[1], said)
             batch = Batch.check([pair], config, report=said, existing="must")
             code = max(code, _run(batch, progress, started))
+        if manifest.several:
+            click.echo(
+                f"{manifest.output}: was one of several images; their command goes on with the others",
+                err=True,
+            )
     return code
 
 
@@ -258,7 +303,7 @@ def _run(batch: Batch, progress: str, started: float) -> int:
         if progress == "auto":
             _say_done(report, before=canvas is None)
 
-    with _listener(progress) as listen:
+    with _stopped_in_time(batch.standing.left), _listener(progress) as listen:
         batch.run(listen, finished, started)
     for name, error in batch.failures:
         named = str(error) if name in str(error) else f"{name}: {error}"

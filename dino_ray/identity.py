@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 
 from dino_ray import __version__, places
 from dino_ray.config import UpscaleConfig, option_name
-from dino_ray.errors import UsageError
+from dino_ray.errors import JobError, UsageError
 from dino_ray.resolve import Settings
 
 _SETTLED = (
@@ -43,7 +44,12 @@ _REMOTE_FACTS = ("size", "ETag", "LastModified", "last_modified", "mtime", "md5H
 
 
 def of_pixels(
-    source: str | np.ndarray, config: UpscaleConfig, settings: Settings, depth: int, wrap: bool
+    source: str | np.ndarray,
+    config: UpscaleConfig,
+    settings: Settings,
+    depth: int,
+    wrap: bool,
+    stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """What the pixels of one image's result depend on, by the names under which a message says it.
 
@@ -53,6 +59,8 @@ def of_pixels(
         Bits per sample of the canvas.
     wrap
         Whether its left and right edges meet.
+    stop
+        Asked while a large source is hashed; once it says yes, ``JobError`` is raised.
     """
     packages = (*_SOFTWARE, *(_MODEL_SOFTWARE if config.model != "none" or settings.base == "net" else ()))
     return {
@@ -60,20 +68,22 @@ def of_pixels(
         **{option_name(name): getattr(config, name) for name in _GIVEN},
         "--depth": depth,
         "--wrap": "on" if wrap else "off",
-        "a source of": of_source(source),
+        "a source of": of_source(source, stop),
         "weights": {name: of_weights(name) for name in (config.model, settings.dino) if name},
         "dino-ray": __version__,
         **{package: _version(package) for package in packages},
     }
 
 
-def of_source(source: str | np.ndarray) -> str:
+def of_source(source: str | np.ndarray, stop: Callable[[], bool] = lambda: False) -> str:
     """What tells a source from another, and from its own earlier state: a hash, or what its server says of it.
 
     Raises
     ------
     UsageError
         If a file can't be read.
+    JobError
+        If it was stopped.
     """
     if isinstance(source, np.ndarray):
         digest = hashlib.sha256(np.ascontiguousarray(source).data)
@@ -84,6 +94,8 @@ def of_source(source: str | np.ndarray) -> str:
     try:
         with open(source, "rb") as file:
             while block := file.read(_READ_BYTES):
+                if stop():
+                    raise JobError(f"{source}: was not read to its end; start again")
                 digest.update(block)
             size = file.tell()
     except OSError as error:

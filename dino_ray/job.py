@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,7 +37,7 @@ from dino_ray.engine.protocol import (
     Timings,
 )
 from dino_ray.errors import DinoRayError, Interrupted, UsageError
-from dino_ray.jobfolder import Existing, JobFolder, Manifest, default_place, forget
+from dino_ray.jobfolder import CANVAS, Existing, JobFolder, Manifest, default_place, forget, read_manifest
 from dino_ray.plan.geometry import Grid, Scaling
 from dino_ray.raster.canvas import Canvas
 from dino_ray.raster.export import check_output, export, output_dtype
@@ -81,7 +81,8 @@ class Image:
 
     @property
     def name(self) -> str:
-        return self.source if isinstance(self.source, str) else self.info.name
+        """For messages and reports: without what a URL holds of passwords and signatures."""
+        return places.shown(self.source) if isinstance(self.source, str) else self.info.name
 
     @property
     def canvas_bytes(self) -> int:
@@ -118,6 +119,7 @@ def upscale_images(
     strict: bool = False,
     several: bool | None = None,
     report: str | None = None,
+    standing: Standing | None = None,
 ) -> list[tuple[Image, DinoRayError]]:
     """Upscale images one after the other, on one pool of replicas that stays warm.
 
@@ -143,6 +145,8 @@ def upscale_images(
         Whether the command names several images, of which some may not be in ``images``; None: see there.
     report
         Where the command writes its report, for whoever resumes it.
+    standing
+        Kept up to date, for a caller who has to say at any moment what an interruption leaves.
 
     Returns
     -------
@@ -160,10 +164,16 @@ def upscale_images(
     several = len(images) > 1 if several is None else several
 
     def open_job(image: Image, stop: Callable[[], bool]) -> _Job | UpscaleReport:
-        return _open(image, config, settings, existing, report, stop)
+        return _open(image, config, settings, existing, report, several, stop)
 
-    with _EngineRoom(config, settings, images) as engine_room, closing(_ahead(images, open_job)) as opened:
+    standing = standing or Standing(images, several)
+    with (
+        _told_if_interrupted(standing),
+        _EngineRoom(config, settings, images) as engine_room,
+        closing(_ahead(images, open_job)) as opened,
+    ):
         for image, take in opened:
+            standing.image = image
             books = Bookkeeper(started)
             hear = books.listener(listen)
             try:
@@ -171,12 +181,14 @@ def upscale_images(
                 job = take()
                 if isinstance(job, UpscaleReport):
                     finished(image, None, job)
+                    standing.done += 1
                     continue
                 with _kept_if_cut_short(job, several):
                     _upscale(job, settings, engine_room, hear)
                     made = books.report(image, job.canvas, config, settings, job.folder.manifest.poisoned)
                     finished(image, job.canvas, made)
                 job.folder.finish(_note_of(image, made), keep_note=several)
+                standing.done += 1
             except DinoRayError as error:
                 if strict or not several:
                     raise
@@ -340,20 +352,26 @@ def _open(
     settings: Settings,
     existing: Existing,
     report: str | None,
+    several: bool,
     stop: Callable[[], bool],
 ) -> _Job | UpscaleReport:
     """Open an image's job, new or resumed; if an earlier run has finished it, the report of that."""
     if image.place is None:
-        return _fill(JobFolder.temporary(_manifest(image, config, {}, report)), image, settings, stop)
+        return _fill(JobFolder.temporary(_manifest(image, config, {})), image, settings, stop)
     depth = 8 * np.dtype(image.dtype).itemsize
-    pixels = identity.of_pixels(image.source, config, settings, depth, image.grid.wrap)
-    manifest = _manifest(image, config, pixels, report)
+    pixels = identity.of_pixels(image.source, config, settings, depth, image.grid.wrap, stop)
+    manifest = replace(_manifest(image, config, pixels), report=report, several=several)
     folder = JobFolder.open(image.place, manifest, existing)
     note = folder.manifest.finished
     if note is not None:
         if image.output is not None and note["output"] == _state_of(image.output):
             folder.leave(worth_keeping=True)
-            return UpscaleReport.from_dict(note["report"])
+            try:
+                return UpscaleReport.from_dict(note["report"])
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise UsageError(
+                    f"{image.place}: its report can't be read; start over with --fresh"
+                ) from error
         folder.leave(worth_keeping=True)
         folder = JobFolder.open(image.place, manifest, "fresh")
     return _fill(folder, image, settings, stop)
@@ -417,19 +435,22 @@ def _check_room(folder: JobFolder, image: Image, settings: Settings) -> None:
     need = image.canvas_bytes + source_bytes
     if free is not None and free < need:
         raise UsageError(
-            f"{folder.place}: the job needs {need / 1e9:,.1f} GB there while it runs, and {free / 1e9:,.1f} GB are "
+            f"{folder.place}: the job needs {_size(need)} there while it runs, and {_size(free)} are "
             "free; make room, or name a folder on another disk with --job-dir"
         )
 
 
-def _manifest(image: Image, config: UpscaleConfig, pixels: dict[str, object], report: str | None) -> Manifest:
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:,.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:,.1f} MB"
+
+
+def _manifest(image: Image, config: UpscaleConfig, pixels: dict[str, object]) -> Manifest:
     return Manifest(
-        source=image.name,
+        source=image.source if isinstance(image.source, str) else image.name,
         output=str(image.output or ""),
         cwd=os.getcwd(),
         config={name: getattr(config, name) for name in sorted(config.model_fields_set)},
         pixels=pixels,
-        report=report,
     )
 
 
@@ -475,40 +496,77 @@ def _noting(job: _Job, engine_room: _EngineRoom, listen: Listener) -> Listener:
     return hear
 
 
+# ---- work that is cut short
+
+
+@dataclass
+class Standing:
+    """Where a command is with its images."""
+
+    images: Sequence[Image]
+    several: bool
+    image: Image | None = None
+    """Whose turn it is."""
+    done: int = 0
+    """Images that are finished, by this run or an earlier one."""
+
+    def left(self) -> str:
+        """What an end at this moment leaves, as the folders show it, and how to go on."""
+        image = self.image or self.images[0]
+        cells = "" if image.place is None else _cells_kept(image, image.place)
+        if self.several:
+            counts = [f"{self.done:,} of {len(self.images):,} images are done", *([cells] if cells else [])]
+            return f"{', and '.join(counts)}; go on with the same command"
+        if cells:
+            return f"{cells}; {_how_to_go_on(image)}"
+        if image.place is not None and os.path.exists(image.place):  # there was no time to clear up
+            return f"nothing was done yet; {image.place} is left, for the same command to use or to remove"
+        return "nothing was done yet, and nothing is left behind"
+
+
+def _cells_kept(image: Image, place: str) -> str:
+    """What is kept of an unfinished image; nothing if there is no such job."""
+    try:
+        manifest = read_manifest(place)
+        canvas = Canvas.find(places.join(place, CANVAS))
+        if manifest is None or manifest.finished is not None or canvas is None:
+            return ""
+        done = len(canvas.done())
+    except DinoRayError:
+        return ""
+    return f"{done:,} of {image.grid.n_cells:,} cells of {image.info.name} are kept" if done else ""
+
+
+def _how_to_go_on(image: Image) -> str:
+    return f"go on with: dino-ray resume {shlex.quote(image.place or '')}"
+
+
 @contextmanager
-def _kept_if_cut_short(job: _Job, several: bool) -> Iterator[None]:
-    """Whatever ends the work early: finished cells are kept, and the error says how to go on."""
+def _told_if_interrupted(standing: Standing) -> Iterator[None]:
+    """Ctrl-C says what it leaves, once all has been closed."""
     try:
         yield
     except KeyboardInterrupt:
-        kept = _leave(job, several)
-        raise Interrupted(
-            f"interrupted; {kept or 'nothing was done yet, and nothing is left behind'}"
-        ) from None
-    except DinoRayError as error:
-        kept = _leave(job, several)
-        if not kept:
-            raise
-        raise type(error)(f"{error}; {kept}") from error
-    except BaseException:
-        _leave(job, several)
-        raise
+        raise Interrupted(f"interrupted; {standing.left()}") from None
 
 
-def _leave(job: _Job, several: bool) -> str:
-    """Close an unfinished job; returns what is kept of it and how to go on, or nothing."""
+@contextmanager
+def _kept_if_cut_short(job: _Job, several: bool) -> Iterator[None]:
+    """Whatever ends the work early: finished cells are kept, and an error says how to go on."""
     try:
-        done = len(job.canvas.done())
-    except DinoRayError:  # its disk is gone; what is on it is there when the disk is
-        done = 1
-    job.folder.leave(worth_keeping=done > 0)
-    if not (done and job.folder.keeps):
-        return ""
-    again = ", or with the same command" if several else ""
-    return (
-        f"{done:,} of {job.image.grid.n_cells:,} cells of {job.image.info.name} are kept; "
-        f"go on with: dino-ray resume {shlex.quote(job.folder.place)}{again}"
-    )
+        yield
+    except BaseException as error:
+        place = job.image.place
+        try:
+            worth_keeping, gone = bool(job.canvas.done()), ""
+        except DinoRayError:  # its disk is gone; what is on it is there when the disk is
+            worth_keeping, gone = True, f"what is done of {job.image.info.name} is kept in {place}"
+        job.folder.leave(worth_keeping=worth_keeping)
+        kept = gone or _cells_kept(job.image, place) if place is not None else ""
+        if not kept or not isinstance(error, DinoRayError):
+            raise
+        again = ", or with the same command" if several else ""
+        raise type(error)(f"{error}; {kept}; {_how_to_go_on(job.image)}{again}") from error
 
 
 class _EngineRoom:

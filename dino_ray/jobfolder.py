@@ -35,8 +35,10 @@ Existing = Literal["resume", "must", "fresh"]
 """What becomes of a job that is there already: goes on; goes on, and has to be there; is discarded."""
 
 _MANIFEST, _LOCK = "job.json", "lock"
-_SOURCE, _CANVAS = "source.zarr", "canvas.zarr"
-_OURS = (_SOURCE, _CANVAS, _MANIFEST, _LOCK)
+CANVAS = "canvas.zarr"
+"""Where, in the folder, the canvas lies."""
+_SOURCE = "source.zarr"
+_OURS = (_SOURCE, CANVAS, _MANIFEST, _LOCK)
 """In the order in which they are removed: the manifest goes last, so that what is half removed is still a job."""
 _LONGEST_NAME = 255
 """Bytes, of a file name on the usual file systems."""
@@ -60,6 +62,8 @@ class Manifest:
         Tiles that no replica could refine, with the reason.
     finished
         Once the output is in its place: its size and time, and the report.
+    several
+        Whether the command names other images, too.
     """
 
     source: str
@@ -71,7 +75,32 @@ class Manifest:
     devices: tuple[str, ...] = ()
     poisoned: Mapping[str, str] = field(default_factory=dict)
     finished: Mapping[str, Any] | None = None
+    several: bool = False
     format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        # It may come from a file that somebody has edited.
+        for name, kinds in _KINDS.items():
+            value = getattr(self, name)
+            if not isinstance(value, kinds):
+                raise TypeError(f"{name} is {value!r:.40}")
+            if isinstance(value, str) and "\0" in value:
+                raise ValueError(f"{name} holds a null character")
+        if not all(tile.isdecimal() for tile in self.poisoned):
+            raise ValueError("poisoned names tiles by other than their numbers")
+        if self.finished is not None and not {"output", "report"} <= set(self.finished):
+            raise ValueError("finished lacks a report")
+
+
+_KINDS: Mapping[str, Any] = {
+    **dict.fromkeys(("source", "output", "cwd"), str),
+    **dict.fromkeys(("config", "pixels", "poisoned"), Mapping),
+    **dict.fromkeys(("several", "format"), int),
+    "report": str | None,
+    "devices": list | tuple,
+    "finished": Mapping | None,
+}
+"""What the fields of a manifest are."""
 
 
 def difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -142,12 +171,33 @@ def resumable(place: str) -> list[tuple[str, Manifest]]:
     if not places.is_url(place) and os.path.isdir(place):
         folders = [places.join(place, name) for name in sorted(os.listdir(place)) if name.endswith(SUFFIX)]
         found |= {folder: read_manifest(folder) for folder in folders}
-    jobs = [(folder, job) for folder, job in found.items() if job is not None and job.finished is None]
+    # One that is finished, but was killed before all was cleared up, is taken only if it is named itself.
+    jobs = [(folder, job) for folder, job in found.items() if job and (not job.finished or folder == place)]
     if not jobs:
         raise UsageError(
             f"{place}: holds no unfinished job; name the folder that an interrupted job has left"
         )
     return jobs
+
+
+def check_owner(place: str) -> None:
+    """Refuse a job that another user has written: it says what is read, written and connected to.
+
+    As git does with repositories. Object stores have no owners; whoever may write there is trusted.
+
+    Raises
+    ------
+    UsageError
+        If its manifest belongs to another user.
+    """
+    if places.is_url(place):
+        return
+    owner = os.stat(places.join(place, _MANIFEST)).st_uid
+    if owner != os.geteuid():
+        raise UsageError(
+            f"{place}: its {_MANIFEST} belongs to another user (number {owner}), and says which files are read and "
+            "written; give the whole command again to go on"
+        )
 
 
 class JobFolder:
@@ -173,16 +223,18 @@ class JobFolder:
             If the folder can't be made or holds something else, another process works in it, or its job's pixels
             depend on something that has changed since.
         """
-        made = not places.exists(place)
-        if not made and not places.exists(places.join(place, _MANIFEST)):
-            strangers = _names(place) - set(_OURS)
-            if strangers:
-                raise UsageError(
-                    f"--job-dir {place}: holds other files, such as {min(strangers)}; name an empty or a new folder"
-                )
-        if made and existing == "must":
+        there = places.exists(place)
+        names = _names(place) if there else set()
+        strangers = {name for name in names - set(_OURS) if not name.startswith(f".{_MANIFEST}.")}
+        if strangers and _MANIFEST not in names:
+            raise UsageError(
+                f"--job-dir {place}: holds other files, such as {min(strangers)}; name an empty or a new folder"
+            )
+        if not there and existing == "must":
             raise UsageError(f"{place}: there is no job to resume; leave --resume out to start one")
-        lock = _locked(place)
+        made = not there or bool(names)  # by us, if anything of ours is there: an earlier run was killed
+        # A URL may hold a password or a signature, which the manifest needs, and nobody else.
+        lock = _locked(place, private=places.shown(manifest.source) != manifest.source)
         try:
             before = None if existing == "fresh" else read_manifest(place)
             if existing == "must" and before is None:
@@ -191,7 +243,8 @@ class JobFolder:
                 _check_same(place, before, manifest)
                 return cls(place, replace(before, config=manifest.config), resumed=True, made=True, lock=lock)
             folder = cls(place, manifest, resumed=False, made=made, lock=lock)
-            folder._clear(_SOURCE, _CANVAS)
+            folder._clear(_SOURCE, CANVAS)
+            places.remove_leftovers(place)  # of a process that was killed while it wrote the manifest
             folder.update()
         except BaseException:
             _unlock(lock)
@@ -213,7 +266,7 @@ class JobFolder:
     @property
     def canvas(self) -> str:
         """Where the canvas goes."""
-        return places.join(self.place, _CANVAS)
+        return places.join(self.place, CANVAS)
 
     @property
     def keeps(self) -> bool:
@@ -242,7 +295,7 @@ class JobFolder:
         self.update(
             finished=note
         )  # first, so that a process that is killed below has not lost a finished job
-        self._clear(_SOURCE, _CANVAS)
+        self._clear(_SOURCE, CANVAS)
         if keep_note:
             _unlock(self._lock)
         else:
@@ -265,7 +318,7 @@ class JobFolder:
 
     def _clear(self, *names: str) -> None:
         for name in names:
-            remove = places.remove_tree if name in (_SOURCE, _CANVAS) else places.remove
+            remove = places.remove_tree if name in (_SOURCE, CANVAS) else places.remove
             remove(places.join(self.place, name))
 
 
@@ -298,12 +351,14 @@ def _absolute(manifest: Manifest) -> str:
     return os.path.realpath(os.path.join(manifest.cwd, manifest.output))
 
 
-def _locked(place: str) -> IO[str] | None:
+def _locked(place: str, *, private: bool) -> IO[str] | None:
     """The lock of a local folder, which is made if need be; it is let go when this process ends, however it ends."""
     if places.is_url(place):
         return None
     try:
-        os.makedirs(place, exist_ok=True)
+        os.makedirs(os.path.dirname(place) or ".", exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(place, 0o700 if private else 0o777)
         lock = open(os.path.join(place, _LOCK), "a+")  # noqa: SIM115  held until the job ends
     except OSError as error:
         raise UsageError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,12 +15,16 @@ from dino_ray.errors import UsageError
 from dino_ray.jobfolder import (
     JobFolder,
     Manifest,
+    check_owner,
     default_place,
     difference,
     forget,
     read_manifest,
     resumable,
 )
+
+UMASK = os.umask(0o022)
+os.umask(UMASK)
 
 PIXELS = {
     "--seed": 0,
@@ -103,10 +108,10 @@ def test_a_folder_of_somebody_else_is_not_touched(tmp_path: Path) -> None:
 def test_what_was_there_before_stays_when_the_job_is_done(tmp_path: Path) -> None:
     mine = tmp_path / "named"
     mine.mkdir()
-    JobFolder.open(str(mine), manifest(), "resume").finish({}, keep_note=False)
+    JobFolder.open(str(mine), manifest(), "resume").finish({"output": None, "report": {}}, keep_note=False)
     assert list(mine.iterdir()) == []
     made = tmp_path / "made"
-    JobFolder.open(str(made), manifest(), "resume").finish({}, keep_note=False)
+    JobFolder.open(str(made), manifest(), "resume").finish({"output": None, "report": {}}, keep_note=False)
     assert not made.exists()
 
 
@@ -114,7 +119,7 @@ def test_a_resumed_folder_loses_only_what_is_ours(tmp_path: Path) -> None:
     place = tmp_path / "job"
     left_behind(place)
     (place / "notes.txt").touch()
-    JobFolder.open(str(place), manifest(), "resume").finish({}, keep_note=False)
+    JobFolder.open(str(place), manifest(), "resume").finish({"output": None, "report": {}}, keep_note=False)
     assert [path.name for path in place.iterdir()] == ["notes.txt"]
 
 
@@ -139,11 +144,11 @@ def test_a_note_of_what_was_finished_outlives_the_stores_and_is_forgotten_at_the
     place = tmp_path / "job"
     folder = JobFolder.open(str(place), manifest(), "resume")
     (place / "canvas.zarr").mkdir()
-    folder.finish({"report": {}}, keep_note=True)
+    folder.finish({"output": None, "report": {}}, keep_note=True)
     assert not (place / "canvas.zarr").exists()
     noted = read_manifest(str(place))
     assert noted is not None
-    assert noted.finished == {"report": {}}
+    assert noted.finished == {"output": None, "report": {}}
     forget(str(place))
     assert not place.exists()
 
@@ -155,10 +160,10 @@ def test_a_process_killed_while_it_clears_up_has_not_lost_what_it_finished(
     folder = JobFolder.open(str(place), manifest(), "resume")
     monkeypatch.setattr("dino_ray.places.remove_tree", lambda place: sys.exit("killed"))
     with pytest.raises(SystemExit):
-        folder.finish({"report": {}}, keep_note=False)
+        folder.finish({"output": None, "report": {}}, keep_note=False)
     left = read_manifest(str(place))
     assert left is not None
-    assert left.finished == {"report": {}}
+    assert left.finished == {"output": None, "report": {}}
 
 
 def test_forgetting_leaves_an_unfinished_job_alone(tmp_path: Path) -> None:
@@ -204,3 +209,60 @@ def test_file_names_that_are_no_unicode_survive_in_the_manifest(tmp_path: Path) 
     odd = replace(manifest(), source="photo\udcff.png")
     JobFolder.open(str(tmp_path / "job"), odd, "resume").leave(worth_keeping=True)
     assert read_manifest(str(tmp_path / "job")) == odd
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"cwd": 5},
+        {"config": []},
+        {"source": None},
+        {"output": "a\0b.png"},
+        {"devices": 5},
+        {"poisoned": {"x": 1}},
+        {"finished": {"output": None}},
+        {"pixels": 3},
+    ],
+    ids=str,
+)
+def test_an_edited_manifest_is_refused_by_what_is_wrong_in_it(tmp_path: Path, edit: dict) -> None:
+    left_behind(tmp_path)
+    stored = json.loads((tmp_path / "job.json").read_text())
+    (tmp_path / "job.json").write_text(json.dumps(stored | edit))
+    with pytest.raises(UsageError, match=f"its job.json can't be read .*{next(iter(edit))}|not iterable"):
+        read_manifest(str(tmp_path))
+
+
+def test_a_job_of_another_user_is_not_obeyed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left_behind(tmp_path)
+    check_owner(str(tmp_path))
+    monkeypatch.setattr("os.geteuid", lambda: 12345)
+    with pytest.raises(UsageError, match="belongs to another user"):
+        check_owner(str(tmp_path))
+
+
+def test_a_source_with_a_password_is_nobody_elses_to_read(tmp_path: Path) -> None:
+    secret, plain = "https://me:secret@example.org/a.png", "https://example.org/a.png"
+    for source, mode in ((secret, 0o700), (plain, 0o777 & ~UMASK)):
+        place = tmp_path / str(mode)
+        JobFolder.open(str(place), replace(manifest(), source=source), "resume")
+        assert place.stat().st_mode & 0o777 == mode
+
+
+def test_what_a_killed_process_left_of_its_manifest_is_no_strangers(tmp_path: Path) -> None:
+    place = tmp_path / "job"
+    place.mkdir()
+    (place / ".job.json.0123456789abcdef.partial").write_text('{"sou')
+    (place / "lock").write_text("1")
+    folder = JobFolder.open(str(place), manifest(), "resume")
+    assert sorted(path.name for path in place.iterdir()) == ["job.json", "lock"]
+    folder.leave(worth_keeping=False)
+    assert not place.exists()
+
+
+def test_starting_over_leaves_no_folder_behind(tmp_path: Path) -> None:
+    place = tmp_path / "job"
+    left_behind(place)
+    (place / "job.json").write_text("{")
+    JobFolder.open(str(place), manifest(), "fresh").finish({"output": None, "report": {}}, keep_note=False)
+    assert not place.exists()

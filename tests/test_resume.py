@@ -111,6 +111,68 @@ def test_a_job_stopped_before_its_first_cell_leaves_nothing(work: Path) -> None:
     assert sorted(os.listdir(work)) == before
 
 
+def test_a_job_stopped_before_it_could_go_on_says_what_is_kept(work: Path) -> None:
+    args = (work / "in.png", "-o", work / "out.png", "--scale", 4)
+    upscale_until(20, signal.SIGKILL, *args)
+    code = (
+        "import dino_ray.identity, dino_ray.cli, os, signal, sys, time\n"
+        "def stop(*a, **k): os.kill(os.getpid(), signal.SIGINT); time.sleep(1)\n"
+        "dino_ray.identity.of_source = stop\n"
+        "dino_ray.cli.main(sys.argv[1:])"
+    )
+    again = ["upscale", *map(str, args), *QUICK]
+    done = subprocess.run([sys.executable, "-c", code, *again], capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert re.search(
+        r"interrupted; \d+ of \d+ cells of in.png are kept; go on with: dino-ray resume", done.stderr
+    )
+    assert (work / "out.png.dino-ray").exists()
+
+
+def test_several_images_stopped_between_two_count_what_is_done(work: Path) -> None:
+    inputs = [photo(work / name, 100) for name in ("a.png", "b.png")]
+    stopped = upscale_until(1, signal.SIGINT, *inputs, "-o", f"{work}/out/", "--scale", 4,
+                            event="TileStarted", after="ImageDone")  # fmt: skip
+    assert stopped.returncode == 130
+    said = stopped.stderr.strip().splitlines()[-1]
+    assert "interrupted; 1 of 2 images are done" in said
+    assert said.endswith("; go on with the same command")
+
+
+def test_a_stop_does_not_wait_for_a_step_that_python_cannot_interrupt(work: Path) -> None:
+    code = (
+        "import ctypes, dino_ray.job, dino_ray.cli, os, signal, sys, threading\n"
+        "libc = ctypes.CDLL(None)\n"
+        "def stuck(*a, **k):\n"
+        "    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"
+        "    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # so that the call below is not cut short\n"
+        "    libc.usleep(50_000_000)\n"
+        "dino_ray.cli.STOP_S = 0.2\n"
+        "dino_ray.job.drive = stuck\n"
+        "dino_ray.cli.main(sys.argv[1:])"
+    )
+    args = ["upscale", str(work / "in.png"), "-o", str(work / "out.png"), *QUICK]
+    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    place = work / "out.png.dino-ray"
+    assert f"nothing was done yet; {place} is left, for the same command to use" in done.stderr
+    assert dino_ray(*args).exit_code == 0
+    assert not place.exists()
+
+
+@pytest.mark.parametrize("field", ["output", "report"])
+def test_an_edited_job_writes_over_no_file_that_is_no_result(work: Path, field: str) -> None:
+    upscale_until(5, signal.SIGKILL, work / "in.png", "-o", work / "out.png", "--scale", 4, "--format", "png")
+    place, letter = work / "out.png.dino-ray", work / "letter"
+    letter.write_text("dear reader")
+    stored = json.loads((place / "job.json").read_text())
+    (place / "job.json").write_text(json.dumps(stored | {field: str(letter)}))
+    refused = dino_ray("resume", place)
+    assert refused.exit_code == 2
+    assert f"{letter}: the job would write over it" in refused.stderr
+    assert letter.read_text() == "dear reader"
+
+
 def test_what_changes_pixels_is_refused_by_name_and_what_does_not_is_not(work: Path) -> None:
     args = (work / "in.png", "-o", work / "out.png")
     upscale_until(5, signal.SIGKILL, *args, "--scale", 4)
