@@ -31,7 +31,7 @@ _MOST_CHUNK_ROWS = 512
 _FEWEST_CHUNK_ROWS = 64
 # A band of rows as high as a chunk is the unit of decoding; three are alive at a time. Wide images get flatter
 # and longer chunks, so that a band stays within this and memory hardly grows with the width.
-_BAND_BYTES = 4 * 2**20
+_BAND_BYTES = 2 * 2**20
 
 INFO_ATTRIBUTE = "dino_ray_source"
 
