@@ -15,12 +15,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import IO, TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
 
 from dino_ray import __version__
-from dino_ray.config import UpscaleConfig, option_name
+from dino_ray.config import UpscaleConfig, Wrap, option_name
 from dino_ray.errors import DinoRayError, UsageError
 
 if TYPE_CHECKING:
@@ -34,10 +34,23 @@ INTERRUPTED = 130
 STOP_S = 3.5
 """How long after a signal to stop the process is over at the latest."""
 
+_WRAPS = get_args(get_args(Wrap)[0])
+
 EXISTING: dict[bool | None, Existing] = {None: "resume", True: "must", False: "fresh"}
 """What --resume, --fresh or neither ask for."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class _BareWrap(click.Command):
+    """Takes ``--wrap`` bare wherever it stands: what follows is its value only if it can be."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        options = args[: args.index("--")] if "--" in args else args
+        values = [*options[1:], ""]
+        bare = [arg == "--wrap" and value not in _WRAPS for arg, value in zip(options, values, strict=True)]
+        spelled = ["--wrap=on" if alone else arg for arg, alone in zip(options, bare, strict=True)]
+        return super().parse_args(ctx, [*spelled, *args[len(options) :]])
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -159,10 +172,7 @@ def _option(name: str) -> Callable[[Any], Any]:
     if shown is None:
         shown = "" if "Default" in (field.description or "") else "what suits the model"
     default = f"  [default: {shown}]" if shown != "" else ""
-    bare: dict[str, Any] = {"is_flag": False, "flag_value": "on"} if name == "wrap" else {}
-    return click.option(
-        option, name, metavar=_metavar(annotation), help=f"{field.description}{default}", **bare
-    )
+    return click.option(option, name, metavar=_metavar(annotation), help=f"{field.description}{default}")
 
 
 def _metavar(annotation: Any) -> str:
@@ -201,7 +211,7 @@ _progress_option = click.option(
 )
 
 
-@main.command()
+@main.command(cls=_BareWrap)
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option(
     "-o",
@@ -269,6 +279,8 @@ def resume(folder: str, report: Path | None, progress: str, typed: dict[str, Any
     for place, manifest in resumable(folder):
         started = time.monotonic()
         check_owner(place)
+        if not manifest.output:
+            raise UsageError(f"{place}: its job returns an image to Python; the same call of upscale goes on")
         with _in_folder(manifest.cwd):
             config = UpscaleConfig.parse({**manifest.config, **typed, "job_dir": place}, where=place)
             said = report or (Path(manifest.report) if manifest.report else None)
@@ -311,7 +323,7 @@ def _run(batch: Batch, progress: str, started: float) -> int:
     return max((error.exit_code for _, error in batch.failures), default=0)
 
 
-@main.command()
+@main.command(cls=_BareWrap)
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option(
     "-o",
@@ -388,10 +400,23 @@ def _listener(progress: str) -> Iterator[Any]:
     elif progress == "none":
         yield lambda event: None
     elif sys.stderr.isatty():
-        with shown.bars(sys.stderr) as listen:
+        with shown.bars(sys.stderr) as listen, _logging_to(sys.stderr):
             yield listen
     else:
         yield shown.plain_lines(sys.stderr)
+
+
+@contextlib.contextmanager
+def _logging_to(stream: IO[str]) -> Iterator[None]:
+    """Have log messages go to a stream: the one that ``bars`` put in place of stderr writes above them."""
+    handlers = [h for h in logging.getLogger().handlers if isinstance(h, logging.StreamHandler)]
+    before = [handler.setStream(stream) for handler in handlers]
+    try:
+        yield
+    finally:
+        for handler, own in zip(handlers, before, strict=True):
+            if own is not None:
+                handler.setStream(own)
 
 
 def _introduce(settings: Settings) -> None:
@@ -404,19 +429,21 @@ def _introduce(settings: Settings) -> None:
 
 
 def _say_done(report: Any, *, before: bool) -> None:
+    # To what is stderr now: err=True would write into the bars.
     if before:
-        click.echo(f"{report.output}: was finished by an earlier run", err=True)
+        click.echo(f"{report.output}: was finished by an earlier run", file=sys.stderr)
         return
     click.echo(
         f"{report.output}: {report.width} × {report.height}, {report.tiles} tiles on {report.workers} "
         f"worker{'s' if report.workers != 1 else ''}, {report.wall_s:.1f} s "
         f"({report.first_tile_s:.1f} s to the first tile; the models alone {report.model_s_per_worker:.1f} s)",
-        err=True,
+        file=sys.stderr,
     )
     if report.poisoned:
         tiles = ", ".join(map(str, report.poisoned))
         click.echo(
-            f"warning: the model failed on tiles {tiles}; the base stands there (see --report)", err=True
+            f"warning: the model failed on tiles {tiles}; the base stands there (see --report)",
+            file=sys.stderr,
         )
 
 

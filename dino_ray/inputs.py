@@ -53,7 +53,7 @@ def expand(named: Sequence[str]) -> list[Input]:
     """What the arguments name: files, folders of images, patterns such as ``'scans/**/*.tif'``, URLs.
 
     A file that exists is taken even if its name looks like a pattern. Folders and patterns give their images in
-    natural order (``2.png`` before ``10.png``); what is named twice is taken once.
+    natural order (``2.png`` before ``10.png``); what is named twice is taken once, a file rather than a link to it.
 
     Raises
     ------
@@ -63,7 +63,9 @@ def expand(named: Sequence[str]) -> list[Input]:
     found: dict[str, Input] = {}
     for name in named:
         for image in _expand_one(name):
-            found.setdefault(image.path if is_url(image.path) else os.path.realpath(image.path), image)
+            file = image.path if is_url(image.path) else os.path.realpath(image.path)
+            if file not in found or os.path.islink(found[file].path) > os.path.islink(image.path):
+                found[file] = image
     return list(found.values())
 
 

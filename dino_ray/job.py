@@ -538,6 +538,8 @@ def _cells_kept(image: Image, place: str) -> str:
 
 
 def _how_to_go_on(image: Image) -> str:
+    if image.output is None:
+        return "go on with the same call"
     return f"go on with: dino-ray resume {shlex.quote(image.place or '')}"
 
 

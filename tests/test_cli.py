@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -277,3 +278,35 @@ def test_interrupted_is_130_and_leaves_nothing(
     result = dino_ray("upscale", photo, "-o", tmp_path / "o.png", *QUICK)
     assert result.exit_code == 130
     assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "spelled", [["--wrap", "PHOTO"], ["PHOTO", "--wrap"], ["--wrap", "on", "PHOTO"], ["--wrap=on", "PHOTO"],
+                ["--wrap", "--tile", "64", "PHOTO"], ["--wrap", "--", "PHOTO"]], ids=" ".join)  # fmt: skip
+def test_wrap_is_taken_bare_wherever_it_stands(photo: Path, tmp_path: Path, spelled: list[str]) -> None:
+    arguments = [str(photo) if arg == "PHOTO" else arg for arg in spelled]
+    result = dino_ray(
+        "upscale", "-o", tmp_path / "o.png", *QUICK, "--report", tmp_path / "r.json", *arguments
+    )
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "r.json").read_text())["config"]["wrap"] == "on"
+
+
+def test_a_terminal_keeps_a_line_per_finished_image_above_its_bars(photo: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dino_ray.cli", "upscale", photo, photo.with_name("two.png"), "-o",
+               f"{tmp_path}/{{stem}}.tif", *QUICK]  # fmt: skip
+    photo.with_name("two.png").write_bytes(photo.read_bytes())
+    read, write = os.openpty()
+    done = subprocess.Popen(command, stderr=write)
+    os.close(write)
+    shown = b""
+    try:
+        while piece := os.read(read, 65536):
+            shown += piece
+    except OSError:  # how Linux says that the other end is closed
+        pass
+    finally:
+        os.close(read)
+    assert done.wait() == 0
+    # Each starts on a line of its own: after a return, or what clears a line.
+    assert len(re.findall(rb"(?:\n|\r|\x1b\[2K)[^\x1b\r\n]*(?:photo|two)\.tif: 180", shown)) == 2

@@ -114,3 +114,9 @@ def test_folders_of_templates_are_made_and_those_of_a_plain_file_are_not(tmp_pat
     plain = str(tmp_path / "missing" / "x.png")
     make_folders(outputs([Input("x.png")], plain, 2, ".png"), plain)
     assert not (tmp_path / "missing").exists()
+
+
+def test_a_file_is_taken_rather_than_a_link_to_it(tmp_path: Path) -> None:
+    (tmp_path / "photo.png").touch()
+    (tmp_path / "a-link.png").symlink_to("photo.png")
+    assert [image.name for image in expand([str(tmp_path)])] == ["photo.png"]

@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from dino_ray import places
+from dino_ray import places, upscale
 from dino_ray.cli import main
 from dino_ray.raster.canvas import Canvas
 
@@ -326,3 +326,18 @@ def test_a_job_in_an_object_store_goes_on_too(work: Path, monkeypatch: pytest.Mo
     assert report(work / "r.json")["canvas_sha256"] == report(work / "whole.json")["canvas_sha256"]
     assert report(work / "r.json")["cells_resumed"] == 30
     assert not places.list_files(place)
+
+
+def test_a_job_from_python_goes_on_by_the_same_call(work: Path) -> None:
+    def stop(event: object) -> None:
+        if type(event).__name__ == "CellDone":
+            raise KeyboardInterrupt
+
+    options: dict[str, Any] = {"model": "none", "address": "none", "tile": 64, "job_dir": str(work / "job")}
+    with pytest.raises(KeyboardInterrupt, match="1 of .* cells of in.png are kept; go on with the same call"):
+        upscale(work / "in.png", listen=stop, **options)
+    refused = dino_ray("resume", work / "job")
+    assert refused.exit_code == 2
+    assert "the same call of upscale goes on" in refused.stderr
+    assert upscale(work / "in.png", **options).report.cells_resumed == 1
+    assert not (work / "job").exists()
