@@ -106,7 +106,7 @@ def _stopped_in_time(left: Callable[[], str]) -> Iterator[None]:
     """
     told, tell = socket.socketpair()
     tell.setblocking(False)
-    asked = threading.Event()
+    asked, ended = threading.Event(), threading.Event()
 
     def watch() -> None:
         while (signum := told.recv(1)) and signum[0] not in (signal.SIGINT, signal.SIGTERM):
@@ -115,8 +115,9 @@ def _stopped_in_time(left: Callable[[], str]) -> Iterator[None]:
             return
         asked.set()
         time.sleep(STOP_S)
-        cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # progress bars hide it
-        os.write(2, f"{cursor}dino-ray: interrupted; {left()}\n".encode(errors="backslashreplace"))
+        if not ended.is_set():
+            cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # progress bars hide it
+            os.write(2, f"{cursor}dino-ray: interrupted; {left()}\n".encode(errors="backslashreplace"))
         os._exit(INTERRUPTED)
 
     before = signal.set_wakeup_fd(tell.fileno(), warn_on_full_buffer=False)
@@ -124,8 +125,14 @@ def _stopped_in_time(left: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     finally:
-        if not asked.is_set():  # else it guards the way out of the process, too
-            signal.set_wakeup_fd(before)
+        ended.set()
+        signal.set_wakeup_fd(before)
+        if (
+            asked.is_set()
+        ):  # the way out of the process is short, and guarded: more of the same would only disturb it
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(signum, signal.SIG_IGN)
+        else:
             tell.close()
 
 

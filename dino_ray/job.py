@@ -548,7 +548,7 @@ def _told_if_interrupted(standing: Standing) -> Iterator[None]:
     """Ctrl-C says what it leaves, once all has been closed."""
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # what Ray makes of SIGTERM while it starts
         raise Interrupted(f"interrupted; {standing.left()}") from None
 
 

@@ -334,7 +334,9 @@ def test_a_job_from_python_goes_on_by_the_same_call(work: Path) -> None:
             raise KeyboardInterrupt
 
     options: dict[str, Any] = {"model": "none", "address": "none", "tile": 64, "job_dir": str(work / "job")}
-    with pytest.raises(KeyboardInterrupt, match="1 of .* cells of in.png are kept; go on with the same call"):
+    with pytest.raises(
+        KeyboardInterrupt, match=r"1 of .* cells of in.png are kept; go on with the same call"
+    ):
         upscale(work / "in.png", listen=stop, **options)
     refused = dino_ray("resume", work / "job")
     assert refused.exit_code == 2
