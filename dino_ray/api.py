@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import PIL.Image
 
     from dino_ray.engine.protocol import JobEvent, Listener
-    from dino_ray.job import Image
     from dino_ray.raster.canvas import Canvas
+    from dino_ray.request import Image
     from dino_ray.resolve import Settings
 
 FILE_OPTIONS = ("format", "quality", "compression", "pyramid")
@@ -101,7 +101,7 @@ def upscale(
 
 
 def _checked(image: Any, config: UpscaleConfig, settings: Settings) -> Image:
-    from dino_ray.job import check_array, check_file
+    from dino_ray.request import check_array, check_file
 
     _refuse(config, FILE_OPTIONS, "no file is written here; leave it out, or use the command")
     if isinstance(image, str | PathLike):

@@ -13,12 +13,14 @@ from dino_ray.config import UpscaleConfig
 from dino_ray.engine.protocol import Listener
 from dino_ray.errors import DinoRayError, UsageError
 from dino_ray.files import check_place, write_whole
-from dino_ray.job import Finished, Image, Standing, check_file, upscale_images
+from dino_ray.job import Finished, upscale_images
 from dino_ray.jobfolder import Existing
 from dino_ray.places import is_url, shown
 from dino_ray.raster.source import probe
 from dino_ray.report.run import UpscaleReport
+from dino_ray.request import Image, check_file
 from dino_ray.resolve import Settings, resolve
+from dino_ray.standing import Standing
 
 
 @dataclass

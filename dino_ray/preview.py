@@ -16,8 +16,8 @@ from dino_ray.forecast.costs import MB, Costs, Stages, Work, memory, turns
 from dino_ray.forecast.memory import typical_memory
 from dino_ray.forecast.work import UINT16_BYTES, shape_of, work_of
 from dino_ray.inputs import Input, outputs
-from dino_ray.job import Image, check_file
 from dino_ray.raster.export import default_suffix
+from dino_ray.request import Image, check_file
 from dino_ray.resolve import Settings, resolve
 
 

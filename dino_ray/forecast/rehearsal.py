@@ -32,12 +32,12 @@ from dino_ray.forecast.costs import MB, Costs, Work, stages, with_start
 from dino_ray.forecast.memory import PROCESS_MB
 from dino_ray.forecast.rehearsed import Answer, Request, Sample, Turn, forget_peak, resident_mb
 from dino_ray.forecast.work import work_of
-from dino_ray.job import Image, check_file
 from dino_ray.plan.geometry import Axis, Grid, Rect
 from dino_ray.raster import chunks, store
 from dino_ray.raster.export import tiff, webp
 from dino_ray.raster.export.formats import PYRAMID_FROM_PIXELS
 from dino_ray.raster.source import IngestStopped, Source, SourceInfo, ingest, open_source, stored_bytes
+from dino_ray.request import Image, check_file
 from dino_ray.resolve import Settings, resolve
 
 TILES_ASIDE = {"lanczos": 6, "net": 4}

@@ -19,9 +19,9 @@ from dino_ray.config import UpscaleConfig
 from dino_ray.errors import DinoRayError, Interrupted
 
 if TYPE_CHECKING:
-    from dino_ray.job import Image
     from dino_ray.raster.canvas import Canvas
     from dino_ray.report.run import UpscaleReport
+    from dino_ray.request import Image
 
 MB = 1e6
 STAGGER = 37

@@ -10,9 +10,9 @@ import numpy as np
 from dino_ray.config import UpscaleConfig
 from dino_ray.forecast.costs import Work, dino_bytes, dino_tokens
 from dino_ray.forecast.memory import Shape
-from dino_ray.job import Image
 from dino_ray.places import is_url
 from dino_ray.raster.source import needs_bytes, stored_bytes
+from dino_ray.request import Image
 from dino_ray.resolve import Settings
 
 BY_BLOCKS = ("tif", "tiff", "ome.zarr", "ome-zarr")

@@ -26,8 +26,8 @@ from dino_ray.engine.replica import peak_rss_mb
 
 if TYPE_CHECKING:
     from dino_ray.config import UpscaleConfig
-    from dino_ray.job import Image
     from dino_ray.raster.canvas import Canvas
+    from dino_ray.request import Image
     from dino_ray.resolve import Settings
 
 MODEL_STAGES = ("base", "encode", "steps", "decode")

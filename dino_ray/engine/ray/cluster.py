@@ -65,6 +65,8 @@ def connect(address: str) -> bool:
     try:
         with _on_loopback() if address == "local" else nullcontext():
             ray.init(address=address, **options)
+    except SystemExit as stop:  # what Ray's own handler makes of SIGTERM while it starts
+        raise KeyboardInterrupt from stop
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise UsageError(
             f"--address {address}: no Ray cluster answers there ({describe_error(error)}); "

@@ -21,6 +21,7 @@ from dino_ray.raster.export.place import beside
 from dino_ray.raster.info import SourceInfo
 from dino_ray.raster.store import Depth
 from dino_ray.raster.vips import one_line
+from dino_ray.storage_errors import of_disk
 
 __all__ = [
     "ExportOptions",
@@ -172,8 +173,12 @@ def export(canvas: Canvas, info: SourceInfo, path: str | Path, options: ExportOp
         with beside(target) as partial:
             form.save(canvas, _labels_of(canvas, info), settings, partial)
             form.place(partial, target)
-    except (pyvips.Error, OSError) as error:
-        raise JobError(f"{path}: could not be written ({one_line(error)}); check the disk") from error
+    except OSError as error:
+        raise JobError(f"{path}: cannot be written: {of_disk(error)}") from error
+    except pyvips.Error as error:
+        raise JobError(
+            f"{path}: cannot be written ({one_line(error)}); make room on its disk, or check it, then resume"
+        ) from error
 
 
 def _format_of(path: str | Path, options: ExportOptions) -> Format:
