@@ -3,8 +3,11 @@
 import os
 import resource
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from exported import noise, painted, source_of
 from dino_ray.errors import JobError, UsageError
 from dino_ray.raster.canvas import Canvas
 from dino_ray.raster.export import ExportOptions, check_output, export, place
+from dino_ray.raster.export.place import beside
 
 OUTPUTS = [
     ("out.png", {}),
@@ -83,7 +87,7 @@ def test_a_full_disk_leaves_the_old_output(tmp_path, old, name, options):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
     try:
-        with pytest.raises(JobError, match="could not be written"):
+        with pytest.raises(JobError, match="cannot be written"):
             export(old, source_of(old), tmp_path / name, ExportOptions(**options))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -112,7 +116,7 @@ def test_a_folder_that_cannot_be_put_in_place_brings_the_old_one_back(tmp_path, 
 
     real, moved = os.rename, []
     monkeypatch.setattr(os, "rename", rename)
-    with pytest.raises(JobError, match="Input/output error"):
+    with pytest.raises(JobError, match="its disk reports errors"):
         export(old, source_of(old), tmp_path / name)
     assert moved
 
@@ -208,3 +212,39 @@ def test_an_index_of_something_else_is_not_replaced(tmp_path):
 @pytest.mark.parametrize("name", ["out.dzi", "out.zarr"])
 def test_a_missing_folder_is_named(tmp_path, name):
     assert "does not exist" in refused(tmp_path / "nowhere" / name)
+
+
+def test_what_a_killed_process_left_is_gone_with_the_next_and_what_a_live_one_writes_is_not(
+    tmp_path: Path,
+) -> None:
+    target = str(tmp_path / "out.tif")
+    code = (
+        "import sys; from dino_ray.raster.export.place import beside\n"
+        "with beside(sys.argv[1]) as partial:\n"
+        "    open(partial, 'w').close(); print(partial, flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, target]
+    writers = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    dead, alive = (Path(writer.stdout.readline().strip()) for writer in writers if writer.stdout)
+    writers[0].kill()
+    writers[0].wait()
+    with beside(target) as mine:
+        assert dead.name != alive.name != Path(mine).name
+        assert not dead.exists()
+        assert alive.exists()
+    writers[1].communicate("")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_partial_names_of_other_outputs_are_left_alone(tmp_path: Path) -> None:
+    with beside(str(tmp_path / "a.tif")) as other:
+        Path(other).touch()
+        with beside(str(tmp_path / "b.tif")):
+            assert Path(other).exists()
+
+
+def test_names_as_long_as_can_be_have_room_for_a_partial(tmp_path: Path) -> None:
+    with beside(str(tmp_path / ("x" * 251 + ".tif"))) as partial:
+        Path(partial).touch()

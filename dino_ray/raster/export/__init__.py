@@ -176,9 +176,8 @@ def export(canvas: Canvas, info: SourceInfo, path: str | Path, options: ExportOp
     except OSError as error:
         raise JobError(f"{path}: cannot be written: {of_disk(error)}") from error
     except pyvips.Error as error:
-        raise JobError(
-            f"{path}: cannot be written ({one_line(error)}); make room on its disk, or check it, then resume"
-        ) from error
+        reason = one_line(error).replace(f"{partial}: ", "")
+        raise JobError(f"{path}: cannot be written ({reason}); make room on its disk, or check it") from error
 
 
 def _format_of(path: str | Path, options: ExportOptions) -> Format:
