@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from dino_ray.errors import UsageError
-from dino_ray.places import is_url
+from dino_ray.places import is_url, shown
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".webp", ".gif", ".heic", ".heif", ".avif"),
@@ -137,6 +137,8 @@ def outputs(inputs: Sequence[Input], output: str, scale: float, suffix: str) -> 
         raise UsageError(
             "-o: is empty; name a file, a folder, or a template such as 'out/{stem}@{scale}x.png'"
         )
+    if is_url(output):
+        raise UsageError(f"-o {shown(output)}: results are written to local files; name one, and copy it there")
     if "{" in output or "}" in output:
         results = list(_from_template(inputs, output, scale))
     elif os.path.isdir(output) or output.endswith(("/", os.sep)) or len(inputs) > 1:

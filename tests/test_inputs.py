@@ -120,3 +120,8 @@ def test_a_file_is_taken_rather_than_a_link_to_it(tmp_path: Path) -> None:
     (tmp_path / "photo.png").touch()
     (tmp_path / "a-link.png").symlink_to("photo.png")
     assert [image.name for image in expand([str(tmp_path)])] == ["photo.png"]
+
+
+def test_an_output_behind_a_url_is_refused_before_any_work() -> None:
+    with pytest.raises(UsageError, match="written to local files"):
+        outputs([Input("photo.jpg")], "s3://bucket/out.png", 2, ".png")
