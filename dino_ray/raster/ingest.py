@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -53,7 +54,15 @@ def ingest(
         with overhear() as heard, closing(upright_bands(opened, rows, heard)) as bands:
             _fill(folder, info, bands, chunk, stop)
     tell(opened, heard)
+    _give_memory_back()
     return info
+
+
+def _give_memory_back() -> None:
+    """Return to the system what decoders have freed: glibc would keep it, and the job has long to run."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def open_measured(path: str | Path, options: ReadOptions, stop: Stop | None = None) -> Opened:
