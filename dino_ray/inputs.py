@@ -138,7 +138,9 @@ def outputs(inputs: Sequence[Input], output: str, scale: float, suffix: str) -> 
             "-o: is empty; name a file, a folder, or a template such as 'out/{stem}@{scale}x.png'"
         )
     if is_url(output):
-        raise UsageError(f"-o {shown(output)}: results are written to local files; name one, and copy it there")
+        raise UsageError(
+            f"-o {shown(output)}: results are written to local files; name one, and copy it there"
+        )
     if "{" in output or "}" in output:
         results = list(_from_template(inputs, output, scale))
     elif os.path.isdir(output) or output.endswith(("/", os.sep)) or len(inputs) > 1:
