@@ -67,7 +67,7 @@ class Batch:
         strict
             Whether one image that can't be upscaled stops the others.
         before_outputs
-            Makes the folders of the outputs; called when all else is known to be right.
+            Makes the folders of the outputs; called once the options are known to be right, before the files are.
 
         Raises
         ------

@@ -6,51 +6,30 @@ import contextlib
 import functools
 import json
 import logging
-import os
 import signal
-import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import UnionType
-from typing import IO, TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from dino_ray import __version__
-from dino_ray.config import UpscaleConfig, Wrap, option_name
+from dino_ray.config import UpscaleConfig
 from dino_ray.errors import DinoRayError, UsageError
+from dino_ray.options import BareWrap, config_options, typed_options
+from dino_ray.stopping import INTERRUPTED, interrupt, stopped_in_time
 
 if TYPE_CHECKING:
     from dino_ray.batch import Batch
     from dino_ray.jobfolder import Existing
     from dino_ray.resolve import Settings
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C or SIGTERM, as shells have it."""
-
-STOP_S = 3.5
-"""How long after a signal to stop the process is over at the latest."""
-
-_WRAPS = get_args(get_args(Wrap)[0])
-
 EXISTING: dict[bool | None, Existing] = {None: "resume", True: "must", False: "fresh"}
 """What --resume, --fresh or neither ask for."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-class _BareWrap(click.Command):
-    """Takes ``--wrap`` bare wherever it stands: what follows is its value only if it can be."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        options = args[: args.index("--")] if "--" in args else args
-        values = [*options[1:], ""]
-        bare = [arg == "--wrap" and value not in _WRAPS for arg, value in zip(options, values, strict=True)]
-        spelled = ["--wrap=on" if alone else arg for arg, alone in zip(options, bare, strict=True)]
-        return super().parse_args(ctx, [*spelled, *args[len(options) :]])
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -70,11 +49,11 @@ def _command(function: Command) -> Command:
     def run(*args: Any, debug: bool, **kwargs: Any) -> None:
         logging.basicConfig(format="dino-ray: %(message)s", level=logging.WARNING)
         logging.getLogger("dino_ray").setLevel(logging.DEBUG if debug else logging.INFO)
-        signal.signal(signal.SIGTERM, _interrupt)
+        signal.signal(signal.SIGTERM, interrupt)
         try:
             sys.exit(function(*args, **kwargs) or 0)
-        except KeyboardInterrupt as interrupt:
-            said = str(interrupt) or "interrupted; nothing was done yet, and nothing is left behind"
+        except KeyboardInterrupt as stop:
+            said = str(stop) or "interrupted; nothing was done yet, and nothing is left behind"
             click.echo(f"dino-ray: {said}", err=True)
             sys.exit(INTERRUPTED)
         except DinoRayError as error:
@@ -93,116 +72,6 @@ def _command(function: Command) -> Command:
     return run  # type: ignore[return-value]
 
 
-def _interrupt(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def _stopped_in_time(left: Callable[[], str]) -> Iterator[None]:
-    """Once a signal asks this process to stop, it ends within ``STOP_S``, whatever it is in the middle of.
-
-    Python handles signals between two of its own instructions; a step of a model, or a decoder, may take longer than
-    anybody waits. Finished cells are whole on their disk at any moment, so nothing is lost.
-    """
-    told, tell = socket.socketpair()
-    tell.setblocking(False)
-    asked, ended = threading.Event(), threading.Event()
-
-    def watch() -> None:
-        while (signum := told.recv(1)) and signum[0] not in (signal.SIGINT, signal.SIGTERM):
-            pass
-        if not signum:
-            return
-        asked.set()
-        time.sleep(STOP_S)
-        if not ended.is_set():
-            cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # progress bars hide it
-            os.write(2, f"{cursor}dino-ray: interrupted; {left()}\n".encode(errors="backslashreplace"))
-        os._exit(INTERRUPTED)
-
-    before = signal.set_wakeup_fd(tell.fileno(), warn_on_full_buffer=False)
-    threading.Thread(target=watch, name="stop", daemon=True).start()
-    try:
-        yield
-    finally:
-        ended.set()
-        signal.set_wakeup_fd(before)
-        if (
-            asked.is_set()
-        ):  # the way out of the process is short, and guarded: more of the same would only disturb it
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(signum, signal.SIG_IGN)
-        else:
-            tell.close()
-
-
-def _config_options(function: Command) -> Command:
-    """One option per field of the config, and --config for a file of them; passes ``config`` on."""
-
-    @functools.wraps(function)
-    def run(*args: Any, config_file: Path | None, typed: dict[str, Any], **kwargs: Any) -> Any:
-        config = UpscaleConfig.from_yaml(config_file, typed) if config_file else UpscaleConfig.parse(typed)
-        return function(*args, config=config, **kwargs)
-
-    named = click.option("--config", "config_file", type=click.Path(path_type=Path), metavar="FILE.yaml",
-                         help="Options from a file, by the names above; what is typed wins.")  # fmt: skip
-    decorated: Command = _typed_options(*UpscaleConfig.model_fields)(named(run))
-    return decorated
-
-
-def _typed_options(*names: str) -> Callable[[Any], Any]:
-    """Options for some fields of the config; passes on as ``typed`` what was given, by field name."""
-
-    def decorate(function: Any) -> Any:
-        @functools.wraps(function)
-        def run(*args: Any, **kwargs: Any) -> Any:
-            given = {name: kwargs.pop(name) for name in names}
-            typed = {name: value for name, value in given.items() if value is not None}
-            return function(*args, typed=typed, **kwargs)
-
-        for name in reversed(names):
-            run = _option(name)(run)
-        return run
-
-    return decorate
-
-
-def _option(name: str) -> Callable[[Any], Any]:
-    field = UpscaleConfig.model_fields[name]
-    annotation, option = field.annotation, option_name(name)
-    if annotation is bool:
-        return click.option(option, name, is_flag=True, default=None, help=field.description)
-    if annotation == bool | None:
-        both = f"{option}/--no-{option.removeprefix('--')}"
-        return click.option(both, name, default=None, help=field.description)
-    shown = field.default
-    if shown is None:
-        shown = "" if "Default" in (field.description or "") else "what suits the model"
-    default = f"  [default: {shown}]" if shown != "" else ""
-    return click.option(option, name, metavar=_metavar(annotation), help=f"{field.description}{default}")
-
-
-def _metavar(annotation: Any) -> str:
-    """What to type: a kind of value, or the choices."""
-    choices = [
-        choice for part in _parts(annotation) if get_origin(part) is Literal for choice in get_args(part)
-    ]
-    kinds = {part for part in _parts(annotation) if isinstance(part, type)}
-    names = ["N" if int in kinds else "X" if float in kinds else "TEXT"] if kinds - {type(None)} else []
-    return "|".join([*names, *map(str, choices)])
-
-
-def _parts(annotation: Any) -> Iterator[Any]:
-    """The members of a union, without what annotates them."""
-    if get_origin(annotation) is Annotated:
-        yield from _parts(get_args(annotation)[0])
-    elif get_origin(annotation) in (Union, UnionType):
-        for part in get_args(annotation):
-            yield from _parts(part)
-    else:
-        yield annotation
-
-
 _report_option = click.option(
     "--report",
     metavar="FILE",
@@ -218,7 +87,7 @@ _progress_option = click.option(
 )
 
 
-@main.command(cls=_BareWrap)
+@main.command(cls=BareWrap)
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option(
     "-o",
@@ -238,7 +107,7 @@ _progress_option = click.option(
 )
 @click.option("--strict", is_flag=True, help="Stop at the first image that fails.")
 @_command
-@_config_options  # fmt: skip
+@config_options  # fmt: skip
 def upscale(
     inputs: Sequence[str],
     output: str,
@@ -275,7 +144,7 @@ def upscale(
 @_report_option
 @_progress_option
 @_command
-@_typed_options("address", "workers", "gpus_per_worker")
+@typed_options("address", "workers", "gpus_per_worker")
 def resume(folder: str, report: Path | None, progress: str, typed: dict[str, Any]) -> int:
     """Go on with the job in DIR, or with all in it, that an interruption has left."""
     from dino_ray.batch import Batch, check_replaced
@@ -322,7 +191,7 @@ def _run(batch: Batch, progress: str, started: float) -> int:
         if progress == "auto":
             _say_done(report, before=canvas is None)
 
-    with _stopped_in_time(batch.standing.left), _listener(progress) as listen:
+    with stopped_in_time(batch.standing.left), _listener(progress) as listen:
         batch.run(listen, finished, started)
     for name, error in batch.failures:
         named = str(error) if name in str(error) else f"{name}: {error}"
@@ -330,7 +199,7 @@ def _run(batch: Batch, progress: str, started: float) -> int:
     return max((error.exit_code for _, error in batch.failures), default=0)
 
 
-@main.command(cls=_BareWrap)
+@main.command(cls=BareWrap)
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option(
     "-o",
@@ -346,7 +215,7 @@ def _run(batch: Batch, progress: str, started: float) -> int:
 )
 @click.option("--json", "as_json", is_flag=True, help="As JSON, a list if there are several inputs.")
 @_command
-@_config_options
+@config_options
 def plan(
     inputs: Sequence[str], output: str | None, calibrate: bool, as_json: bool, config: UpscaleConfig
 ) -> None:

@@ -292,9 +292,8 @@ class JobFolder:
         keep_note
             Whether it stays: the same command passes this image over while others are not finished.
         """
-        self.update(
-            finished=note
-        )  # first, so that a process that is killed below has not lost a finished job
+        # First, so that a process that is killed below has not lost a finished job.
+        self.update(finished=note)
         self._clear(_SOURCE, CANVAS)
         if keep_note:
             _unlock(self._lock)

@@ -141,13 +141,13 @@ def test_several_images_stopped_between_two_count_what_is_done(work: Path) -> No
 
 def test_a_stop_does_not_wait_for_a_step_that_python_cannot_interrupt(work: Path) -> None:
     code = (
-        "import ctypes, dino_ray.job, dino_ray.cli, os, signal, sys, threading\n"
+        "import ctypes, dino_ray.job, dino_ray.cli, dino_ray.stopping, os, signal, sys, threading\n"
         "libc = ctypes.CDLL(None)\n"
         "def stuck(*a, **k):\n"
         "    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"
         "    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # so that the call below is not cut short\n"
         "    libc.usleep(50_000_000)\n"
-        "dino_ray.cli.STOP_S = 0.2\n"
+        "dino_ray.stopping.STOP_S = 0.2\n"
         "dino_ray.job.drive = stuck\n"
         "dino_ray.cli.main(sys.argv[1:])"
     )
