@@ -72,6 +72,11 @@ def join(place: str | Path, *names: str) -> str:
     return os.path.join(local_path(place), *names)
 
 
+def base_name(place: str | Path) -> str:
+    """The last part of a place."""
+    return str(place).rstrip("/").rpartition("/")[2] if is_url(place) else local_path(place).name
+
+
 def exists(place: str | Path) -> bool:
     """Whether a file or a folder is there; in an object store a folder is whatever has something in it.
 
@@ -117,6 +122,72 @@ def list_files(place: str | Path) -> dict[str, int]:
             return {}
 
 
+def list_names(place: str | Path) -> set[str]:
+    """Names of the files and folders right in a folder; nothing for one that is not there.
+
+    Raises
+    ------
+    JobError
+        If the folder can't be read.
+    """
+    with explained(place, "read"), contextlib.suppress(FileNotFoundError):
+        if is_url(place):
+            files, path = filesystem(place)
+            found = (entry["name"].rstrip("/") for entry in files.ls(path, detail=True))
+            return {name.rpartition("/")[2] for name in found if name != path.rstrip("/")}
+        return set(os.listdir(local_path(place)))
+    return set()
+
+
+def is_folder(place: str | Path) -> bool:
+    """Whether a folder is there; in an object store, whether anything lies under that name.
+
+    Raises
+    ------
+    JobError
+        If that can't be found out.
+    """
+    with explained(place, "read"):
+        if is_url(place):
+            files, path = filesystem(place)
+            return bool(files.isdir(path))
+        return local_path(place).is_dir()
+
+
+def is_file(place: str | Path) -> bool:
+    """Whether a file is there.
+
+    Raises
+    ------
+    JobError
+        If that can't be found out.
+    """
+    with explained(place, "read"):
+        if is_url(place):
+            files, path = filesystem(place)
+            return bool(files.isfile(path))
+        return local_path(place).is_file()
+
+
+def state_of(place: str | Path) -> list[int | str] | None:
+    """What is different once a file has been written again: its size, and its time or its store's mark; None for none.
+
+    Raises
+    ------
+    JobError
+        If that can't be found out.
+    """
+    with explained(place, "read"):
+        try:
+            if is_url(place):
+                files, path = filesystem(place)
+                return [int(files.size(path)), str(files.ukey(path))]
+            facts = local_path(place).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return [facts.st_size, facts.st_mtime_ns]
+
+
 def _is_file(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_file()
@@ -124,8 +195,8 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def read_bytes(place: str | Path) -> bytes:
-    """All of a file.
+def read_bytes(place: str | Path, most: int | None = None) -> bytes:
+    """All of a file, or as many bytes from its start.
 
     Raises
     ------
@@ -135,8 +206,12 @@ def read_bytes(place: str | Path) -> bytes:
     with explained(place, "read"):
         if is_url(place):
             files, path = filesystem(place)
-            return bytes(files.cat_file(path))
-        return local_path(place).read_bytes()
+            if most is None:
+                return bytes(files.cat_file(path))
+            with files.open(path, "rb", block_size=max(most, 1)) as file:
+                return bytes(file.read(most))
+        with open(local_path(place), "rb") as local:
+            return local.read(-1 if most is None else most)
 
 
 def write_bytes_whole(place: str | Path, content: Bytes, durable: bool = True) -> None:

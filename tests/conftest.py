@@ -8,6 +8,17 @@ settings.register_profile("project", deadline=None, max_examples=60)
 settings.load_profile("project")
 
 
+def pytest_collection_modifyitems(items):
+    """Tests that need a GPU are left out where there is none, however they were asked for."""
+    if any(item.get_closest_marker("gpu") for item in items):
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in items:
+                if item.get_closest_marker("gpu"):
+                    item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
 @pytest.fixture(scope="session")
 def s3_server():
     """A server of the S3 protocol in this process, and the environment that leads any process to it."""

@@ -221,7 +221,7 @@ def test_progress_as_json_is_one_event_a_line(photo: Path, tmp_path: Path) -> No
     assert kinds[0] == "StageStarted"
     assert kinds[-1] == "ImageDone"
     started = next(e for e in events if e["event"] == "ImageStarted")
-    assert kinds.count("TileDone") == started["tiles"]
+    assert kinds.count("TilesDone") == started["tiles"]
     assert kinds.count("CellDone") == started["cells"]
 
 

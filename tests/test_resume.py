@@ -132,7 +132,7 @@ def test_a_job_stopped_before_it_could_go_on_says_what_is_kept(work: Path) -> No
 def test_several_images_stopped_between_two_count_what_is_done(work: Path) -> None:
     inputs = [photo(work / name, 100) for name in ("a.png", "b.png")]
     stopped = upscale_until(1, signal.SIGINT, *inputs, "-o", f"{work}/out/", "--scale", 4,
-                            event="TileStarted", after="ImageDone")  # fmt: skip
+                            event="TilesStarted", after="ImageDone")  # fmt: skip
     assert stopped.returncode == 130
     said = stopped.stderr.strip().splitlines()[-1]
     assert "interrupted; 1 of 2 images are done" in said
@@ -270,7 +270,7 @@ def test_an_image_that_a_batch_has_finished_is_not_done_again(work: Path) -> Non
     names = ["a.png", "b.png", "c.png"]
     inputs = [photo(work / name, 100 + 20 * i) for i, name in enumerate(names)]
     args = (*inputs, "-o", f"{work}/out/{{stem}}@{{scale}}x.png", "--scale", 4, "--report", work / "r.json")
-    upscale_until(2, signal.SIGKILL, *args, event="TileStarted", after="ImageDone")
+    upscale_until(2, signal.SIGKILL, *args, event="TilesStarted", after="ImageDone")
     first = work / "out" / "a@4x.png"
     written = first.stat().st_mtime_ns
     result = dino_ray("upscale", *args, *QUICK)

@@ -88,9 +88,9 @@ def test_another_images_features_change_the_pixels(face: np.ndarray, tmp_path: P
         source.info.width,
         source.info.height,
     )
-    with_own, _ = replica.refine(task, own, TileCall(0))
-    again, _ = replica.refine(task, own, TileCall(0))
-    with_other, _ = replica.refine(task, replace(own, features=other), TileCall(0))
+    (with_own,), _ = replica.refine(task, own, TileCall(0, (0,)))
+    (again,), _ = replica.refine(task, own, TileCall(0, (0,)))
+    (with_other,), _ = replica.refine(task, replace(own, features=other), TileCall(0, (0,)))
     assert isinstance(own, Guide)
     assert (with_own == again).all()
     assert (with_own != with_other).mean() > 0.5

@@ -16,10 +16,10 @@ from dino_ray.engine.protocol import (
     Listener,
     ReplicaLost,
     ReplicaReady,
-    TileDone,
-    TileLost,
     TilePoisoned,
-    TileStarted,
+    TilesDone,
+    TilesLost,
+    TilesStarted,
 )
 from dino_ray.engine.scheduler import Scheduler
 from dino_ray.errors import JobError
@@ -30,7 +30,7 @@ POLL_S = 1.0
 NO_PROGRESS_S = 1800.0
 """Nothing got done for this long: longer than any model takes to load or any tile to refine."""
 
-PROGRESS = (ReplicaReady, TileDone, CellDone)
+PROGRESS = (ReplicaReady, TilesDone, CellDone)
 
 POISONED_BEFORE_DOUBT = 3
 """With so many tiles poisoned and not one refined, it is the model that does not work, not the tiles."""
@@ -100,9 +100,9 @@ class _Run:
             tiles = [(tile, self.pixels[tile]) for tile in self.grid.cell_tiles(cells[0])]
             self.engine.submit_merge(self.task, cells, tiles)
         for call, replica in self.scheduler.next_tiles():
-            self.engine.submit_tile(self.task, self.guide, call, replica)
+            self.engine.submit_tiles(self.task, self.guide, call, replica)
             self.tile_calls += 1
-            self.listen(TileStarted(call.tile, replica))
+            self.listen(TilesStarted(call, replica))
 
     def handle(self, event: Event) -> None:
         self.listen(event)
@@ -112,12 +112,13 @@ class _Run:
             case ReplicaLost(replica):
                 self.scheduler.replica_lost(replica)
                 self.check_somebody_is_left()
-            case TileDone(tile, replica, pixels):
-                if self.scheduler.tile_done(tile, replica):
-                    self.pixels[tile] = pixels
-            case TileLost(tile, replica, reason, died):
+            case TilesDone(call, replica, pixels):
+                if self.scheduler.tile_done(call.tiles[0], replica):
+                    self.pixels[call.tiles[0]] = pixels[0]
+            case TilesLost(call, replica, reason, fault):
                 self.retries += 1
-                if self.scheduler.tile_lost(tile, replica, reason, died=died):
+                tile = call.tiles[0]
+                if self.scheduler.tile_lost(tile, replica, reason, died=fault != "raised"):
                     self._poison(tile, reason)
                 elif self.scheduler.has_failed_for_good(tile):
                     raise JobError(f"tile {tile} fails even without the model: {reason}")
@@ -141,6 +142,5 @@ class _Run:
         self.listen(TilePoisoned(tile, reason))
 
     def check_somebody_is_left(self) -> None:
-        lost = self.engine.lost
-        if len(lost) == self.engine.replicas:
-            raise JobError(f"no replica is left: {next(iter(lost.values()))}")
+        if self.engine.hopeless is not None:
+            raise JobError(f"no replica is left: {self.engine.hopeless}")

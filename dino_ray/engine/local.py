@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import cast
 
@@ -13,7 +13,7 @@ import numpy as np
 from dino_ray.engine.protocol import (
     CellDone,
     DinoEffect,
-    Event,
+    EngineEvent,
     Guide,
     Handle,
     ImageTask,
@@ -21,8 +21,8 @@ from dino_ray.engine.protocol import (
     ReplicaReady,
     ReplicaSpec,
     TileCall,
-    TileDone,
-    TileLost,
+    TilesDone,
+    TilesLost,
     Timings,
 )
 from dino_ray.engine.replica import Replica, merge
@@ -38,10 +38,10 @@ class LocalEngine:
     def __init__(self, spec: ReplicaSpec) -> None:
         self._spec = spec
         self._replica = Replica(spec)
-        self._pending: deque[Callable[[], Event]] = deque()
+        self._pending: deque[Callable[[], EngineEvent]] = deque()
         self._torch_before: tuple[int, bool] | None = None
         self.ready: Collection[int] = ()
-        self.lost: Mapping[int, str] = {}
+        self.hopeless: str | None = None
 
     def __enter__(self) -> LocalEngine:
         if self._spec.torch:
@@ -68,20 +68,29 @@ class LocalEngine:
     def share(self, task: ImageTask) -> Handle:
         return task
 
-    def submit_tile(self, task: Handle, guide: Handle, call: TileCall, replica: int) -> None:
-        def run() -> Event:
+    def submit_tiles(self, task: Handle, guide: Handle, call: TileCall, replica: int) -> None:
+        def run() -> EngineEvent:
             try:
                 pixels, timings = self._replica.refine(cast(ImageTask, task), cast(Guide, guide), call)
             except Exception as error:  # whatever the model raises costs this tile, not the job
-                return TileLost(call.tile, replica, describe_error(error), replica_died=False)
-            return TileDone(call.tile, replica, pixels, timings)
+                return TilesLost(call, replica, describe_error(error), "raised")
+            return TilesDone(call, replica, tuple(pixels), timings)
 
         self._pending.append(run)
+
+    def cancel(self, call: TileCall, replica: int) -> None:
+        pass
+
+    def replace(self, replica: int, reason: str) -> None:
+        pass
+
+    def describe(self) -> str:
+        return "one replica, in this process"
 
     def submit_merge(self, task: Handle, cells: Sequence[int], tiles: Sequence[tuple[int, Handle]]) -> None:
         pixels = {tile: cast(np.ndarray, handle) for tile, handle in tiles}
 
-        def run(cell: int) -> Event:
+        def run(cell: int) -> EngineEvent:
             return CellDone(cell, merge(cast(ImageTask, task), cell, pixels))
 
         self._pending.extend(partial(run, cell) for cell in cells)
@@ -92,7 +101,7 @@ class LocalEngine:
         except Exception as error:
             raise for_user(error) from error
 
-    def wait(self, timeout: float) -> list[Event]:
+    def wait(self, timeout: float) -> list[EngineEvent]:
         if not self._pending:
             time.sleep(timeout)
             return []
@@ -100,16 +109,16 @@ class LocalEngine:
 
     def settle(self) -> None:
         self._pending.clear()
-        if not self.ready and not self.lost:
+        if not self.ready and not self.hopeless:
             self._pending.append(
                 self._load
             )  # after ``prepare``, whose encoders then need not share the memory
 
-    def _load(self) -> Event:
+    def _load(self) -> EngineEvent:
         try:
             timings = self._replica.load()
         except Exception as error:
-            self.lost = {0: describe_error(error)}
-            return ReplicaLost(0, self.lost[0], for_good=True)
+            self.hopeless = describe_error(error)
+            return ReplicaLost(0, self.hopeless, for_good=True, fault="raised")
         self.ready = (0,)
         return ReplicaReady(0, timings, self._replica.device)

@@ -80,15 +80,20 @@ class ImageTask:
     cfg: float | None = None
     prompt: str = ""
     dino_strength: float = 0.0
+    batch: int = 1
+    """Tiles that a replica refines at once. Which tiles go together is fixed by the plan, since pixels can depend on
+    it; only tiles of a batch that keeps failing are tried one by one."""
     shared: bool = False
     """Whether every node finds the stores of source and canvas under the names that the driver knows them by."""
 
 
 @dataclass(frozen=True)
 class TileCall:
-    """One tile for one replica."""
+    """Tiles for one replica, which refines them as one batch."""
 
-    tile: int
+    number: int
+    """Unique within a run of ``drive``: tiles that are tried again, or copied, travel under another number."""
+    tiles: tuple[int, ...]
     refine: bool = True
     """False: the base alone, for a tile whose refinement keeps failing."""
 
@@ -104,11 +109,38 @@ class Timings:
     """Stage name to seconds."""
     peak_rss_mb: float = 0.0
     """Largest resident size of that process so far."""
+    measures: tuple[str, ...] = ()
+    """What the replica had to do to fit its device's memory, newest last: ``batches of 2``, ``VAE tiling``."""
+
+
+Fault = Literal["raised", "died", "memory", "node", "cancelled"]
+"""Why a call or a replica was lost.
+
+``raised``: the work itself raised an error, out of GPU memory included. ``died``: the process ended, by the work or by
+somebody's hand, which can't be told apart. ``memory``: the host ran out of memory, and Ray ended the process.
+``node``: the machine went, or the network to it, or what lay in its store. ``cancelled``: the driver asked for it.
+"""
+
+
+@dataclass(frozen=True)
+class ReplicaPlaced:
+    """A replica has a place, where its process starts: a new one, or an old one that starts anew."""
+
+    replica: int
+    node: str
+    """Name of the machine, for people."""
+
+
+@dataclass(frozen=True)
+class ReplicaLoading:
+    """A replica's process runs, and loads its models."""
+
+    replica: int
 
 
 @dataclass(frozen=True)
 class ReplicaReady:
-    """A replica has loaded its models and answers."""
+    """A replica has loaded its models and takes calls; also said of one that is rid of a former image's call."""
 
     replica: int
     timings: Timings = Timings()
@@ -117,41 +149,60 @@ class ReplicaReady:
 
 
 @dataclass(frozen=True)
+class ReplicaLeaving:
+    """A replica's machine is about to go: it ends what it has and gets no more; ``ReplicaLost`` follows."""
+
+    replica: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class ReplicaLost:
-    """A replica's process is gone or does not answer; the engine tries to bring it back."""
+    """A replica's process is gone or does not answer."""
 
     replica: int
     reason: str
     for_good: bool = False
-    """It can't be brought back: its models do not load."""
+    """It does not come back: its models do not load, or its machine is gone. Else the engine starts it anew."""
+    fault: Fault = "died"
 
 
 @dataclass(frozen=True)
-class TileStarted:
-    """A tile went to a replica."""
+class TilesStarted:
+    """Tiles went to a replica."""
 
-    tile: int
+    call: TileCall
     replica: int
+    copy: bool = False
+    """Another replica has them too, and is overdue; the first answer wins."""
 
 
 @dataclass(frozen=True)
-class TileDone:
-    """A replica finished a tile; its pixels lie in the engine's store."""
+class TilesDone:
+    """A replica finished tiles; their pixels lie in the engine's store, in the order of the call."""
 
-    tile: int
+    call: TileCall
     replica: int
-    pixels: Handle
+    pixels: tuple[Handle, ...]
     timings: Timings = Timings()
 
 
 @dataclass(frozen=True)
-class TileLost:
-    """A tile call did not come back, or raised."""
+class TilesLost:
+    """A call did not come back, or raised."""
 
-    tile: int
+    call: TileCall
     replica: int
     reason: str
-    replica_died: bool
+    fault: Fault
+
+
+@dataclass(frozen=True)
+class TilesSpare:
+    """A call ended whose answer nobody needs any more: a copy of it was faster."""
+
+    call: TileCall
+    replica: int
 
 
 @dataclass(frozen=True)
@@ -178,9 +229,24 @@ class CellLost:
     reason: str
     tiles_lost: bool
     """Its tiles are no longer in the store, or some of them; else the same merge can be tried again."""
+    fault: Fault = "died"
 
 
-Event = ReplicaReady | ReplicaLost | TileStarted | TileDone | TileLost | TilePoisoned | CellDone | CellLost
+EngineEvent = (
+    ReplicaPlaced
+    | ReplicaLoading
+    | ReplicaReady
+    | ReplicaLeaving
+    | ReplicaLost
+    | TilesDone
+    | TilesLost
+    | CellDone
+    | CellLost
+)
+"""What ``Engine.wait`` tells."""
+
+Event = EngineEvent | TilesStarted | TilesSpare | TilePoisoned
+"""What listeners of ``drive`` hear. A call ends for them as one of ``TilesDone``, ``TilesLost``, ``TilesSpare``."""
 
 
 # ---- events of the job around the engine
@@ -238,7 +304,11 @@ Listener = Callable[[JobEvent], None]
 
 
 class Engine(Protocol):
-    """Workers of one kind. A context manager: replicas live, warm, from ``__enter__`` to ``__exit__``."""
+    """Workers of one kind. A context manager: replicas live, warm, from ``__enter__`` to ``__exit__``.
+
+    Replicas are numbered by integers, which are never used twice for different places. They may come and go while
+    work is under way.
+    """
 
     @property
     def replicas(self) -> int:
@@ -247,12 +317,12 @@ class Engine(Protocol):
 
     @property
     def ready(self) -> Collection[int]:
-        """Replicas that have announced themselves by ``ReplicaReady`` and have not been lost since."""
+        """Replicas that have announced themselves by ``ReplicaReady`` and take calls."""
         ...
 
     @property
-    def lost(self) -> Mapping[int, str]:
-        """Replicas that can't be brought back, each with the reason."""
+    def hopeless(self) -> str | None:
+        """Why there is no replica and there will be none; None while there is one, or one may come."""
         ...
 
     @property
@@ -278,12 +348,25 @@ class Engine(Protocol):
         """Put a task where every worker can read it."""
         ...
 
-    def submit_tile(self, task: Handle, guide: Handle, call: TileCall, replica: int) -> None:
-        """Start a tile call; it ends as ``TileDone`` or ``TileLost``."""
+    def submit_tiles(self, task: Handle, guide: Handle, call: TileCall, replica: int) -> None:
+        """Start a call; it ends as ``TilesDone`` or ``TilesLost``. A replica works on its calls in order."""
+        ...
+
+    def cancel(self, call: TileCall, replica: int) -> None:
+        """Ask for the end of a call, waiting or at work; it ends as before, within a step of the model."""
+        ...
+
+    def replace(self, replica: int, reason: str) -> None:
+        """Give a replica up that does not answer: it is ended, its calls are lost, and it starts anew."""
         ...
 
     def submit_merge(self, task: Handle, cells: Sequence[int], tiles: Sequence[tuple[int, Handle]]) -> None:
-        """Start the merge of some cells, all made of the same tiles; each ends as ``CellDone`` or ``CellLost``.
+        """Start the merge of some cells; each ends as ``CellDone`` or ``CellLost``.
+
+        Parameters
+        ----------
+        tiles
+            Number and pixels of all tiles that any of the cells is made of.
 
         Raises
         ------
@@ -292,8 +375,12 @@ class Engine(Protocol):
         """
         ...
 
-    def wait(self, timeout: float) -> list[Event]:
+    def wait(self, timeout: float) -> list[EngineEvent]:
         """What ended since the last call; blocks until something did, or for ``timeout`` seconds."""
+        ...
+
+    def describe(self) -> str:
+        """The workers, in a line, for the diagnosis of a stuck job: machines, replicas, what is waited for."""
         ...
 
     def dino_effect(self, task: Handle, guide: Handle, tile: int) -> DinoEffect:
@@ -307,5 +394,8 @@ class Engine(Protocol):
         ...
 
     def settle(self) -> None:
-        """Forget the work in flight (a job ended early); the replicas stay usable for the next image."""
+        """Forget the work in flight (a job ended, or ended early); the replicas stay usable for the next image.
+
+        Calls that still run are cancelled; a replica is not among ``ready`` before it is rid of them.
+        """
         ...

@@ -95,34 +95,35 @@ class Replica:
                 self._text = {task.prompt: self._spec.text(task.prompt)}
         return Guide(features, self._text.get(task.prompt, {})), watch.timings()
 
-    def refine(self, task: ImageTask, guide: Guide, call: TileCall) -> tuple[np.ndarray, Timings]:
-        """One tile, from its base to its pixels.
+    def refine(self, task: ImageTask, guide: Guide, call: TileCall) -> tuple[list[np.ndarray], Timings]:
+        """Tiles, from their base to their pixels.
 
         Returns
         -------
         pixels
-            uint16 (tile_h, tile_w, bands); the bands are the canvas's: colour, then alpha if there is one.
+            Of each tile, uint16 (tile_h, tile_w, bands); the bands are the canvas's: colour, then alpha.
         timings
             Seconds per stage.
         """
         self.load()
         assert self._upsampler is not None
         watch = Stopwatch()
-        rect = task.grid.tile_rect(call.tile)
+        (tile,) = call.tiles
+        rect = task.grid.tile_rect(tile)
         with watch("base"):
             pixels = base_tile(task.source.read, rect, task.scaling, self._upsampler)
         if call.refine and self._denoiser is not None:
             colour = task.source.info.colour_bands
             refined = self._refine_rgb(self._denoiser, _rgb(pixels[..., :colour]), task, guide, rect, watch)
             pixels = np.concatenate([_like(refined, colour), pixels[..., colour:]], axis=-1)
-        return _to_uint16(pixels), watch.timings()
+        return [_to_uint16(pixels)], watch.timings()
 
     def dino_effect(self, task: ImageTask, guide: Guide, tile: int) -> DinoEffect:
         """How much the DINO features change a tile, against none."""
         assert guide.features is not None
         start = time.perf_counter()
-        with_features, _ = self.refine(task, guide, TileCall(tile))
-        without, _ = self.refine(task, replace(guide, features=None), TileCall(tile))
+        (with_features,), _ = self.refine(task, guide, TileCall(0, (tile,)))
+        (without,), _ = self.refine(task, replace(guide, features=None), TileCall(0, (tile,)))
         effect = float(np.abs(with_features.astype(np.float64) - without).mean() * 255 / UINT16_MAX)
         return DinoEffect(tile, effect, time.perf_counter() - start)
 

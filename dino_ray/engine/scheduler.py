@@ -75,6 +75,7 @@ class Scheduler:
         ] = {}  # cells by the tiles they are made of, oldest first
         self._merging: dict[int, int] = {}  # cell to the number of its merge
         self._merges = 0
+        self._calls = 0
         self._cell_failures: dict[int, int] = {}
         self._replicas: dict[int, _Replica] = {}
         self.tiles_to_do = len(needed)
@@ -100,7 +101,8 @@ class Scheduler:
                 del self._live[tile]
                 continue
             self._replicas[replica].calls.append(tile)
-            calls.append((TileCall(tile, state.refine), replica))
+            self._calls += 1
+            calls.append((TileCall(self._calls, (tile,), state.refine), replica))
         return calls
 
     def next_merges(self, at_once: int) -> list[tuple[int, ...]]:

@@ -90,7 +90,7 @@ class _Rehearsal:
         self._done: list[float] = []
 
     def hear(self, event: Any) -> None:
-        from dino_ray.engine.protocol import DriveDone, ImageStarted, ReplicaReady, TileDone
+        from dino_ray.engine.protocol import DriveDone, ImageStarted, ReplicaReady, TilesDone
 
         now = time.monotonic()
         match event:
@@ -98,7 +98,7 @@ class _Rehearsal:
                 self._ready, self._replicas, self._done = now, replicas, []
             case ReplicaReady():
                 self._ready = now
-            case TileDone():
+            case TilesDone():
                 self._done.append(now)
             case DriveDone():
                 self._tile_s = tile_seconds(self._ready, self._done, now, self._replicas)

@@ -18,10 +18,11 @@ from dino_ray.engine.protocol import (
     ReplicaLost,
     ReplicaReady,
     StageStarted,
-    TileDone,
-    TileLost,
+    TileCall,
     TilePoisoned,
-    TileStarted,
+    TilesDone,
+    TilesLost,
+    TilesStarted,
 )
 
 STAGES = {
@@ -89,17 +90,17 @@ class _Bars:
             case ReplicaLost(replica, reason):
                 self._ready.discard(replica)
                 self._say(f"replica {replica} lost, its work goes elsewhere: {reason}")
-            case TileStarted(replica=replica):
+            case TilesStarted(replica=replica):
                 self._flying[replica] = self._flying.get(replica, 0) + 1
                 self._show_busy()
-            case TileDone(replica=replica):
+            case TilesDone(call, replica):
                 self._flying[replica] -= 1
-                self._progress.advance(self._tiles)
+                self._progress.advance(self._tiles, len(call.tiles))
                 self._show_busy()
-            case TileLost(tile, replica, reason):
+            case TilesLost(call, replica, reason):
                 self._flying[replica] -= 1
                 self._show_busy()
-                self._say(f"tile {tile} failed on replica {replica}, trying again: {reason}")
+                self._say(f"{_tiles(call)} failed on replica {replica}, trying again: {reason}")
             case TilePoisoned(tile, reason):
                 self._say(f"tile {tile} given up, the base takes its place: {reason}")
             case CellDone():
@@ -153,9 +154,9 @@ def plain_lines(stream: IO[str]) -> Listener:
                     print(f"{10 * tenth} % of {total} cells", file=stream, flush=True)
             case ReplicaLost(replica, reason):
                 print(f"replica {replica} lost, its work goes elsewhere: {reason}", file=stream, flush=True)
-            case TileLost(tile, replica, reason):
+            case TilesLost(call, replica, reason):
                 print(
-                    f"tile {tile} failed on replica {replica}, trying again: {reason}",
+                    f"{_tiles(call)} failed on replica {replica}, trying again: {reason}",
                     file=stream,
                     flush=True,
                 )
@@ -177,13 +178,19 @@ def json_lines(stream: IO[str], clock: Callable[[], float] = time.time) -> Liste
     return hear
 
 
+def _tiles(call: TileCall) -> str:
+    return f"tile{'s' if len(call.tiles) > 1 else ''} {', '.join(map(str, call.tiles))}"
+
+
 def _plain_fields(event: JobEvent) -> dict[str, Any]:
     """What of an event means something outside this process: a grid by its sizes, pixels not at all."""
     if isinstance(event, ImageStarted):
         grid = event.grid
         sizes = {"width": grid.width, "height": grid.height, "tiles": grid.n_tiles, "cells": grid.n_cells}
         return {"name": event.name, **sizes, "replicas": event.replicas, "cells_done": event.cells_done}
-    values = {f.name: getattr(event, f.name) for f in fields(event) if f.name != "pixels"}
+    values: dict[str, Any] = {f.name: getattr(event, f.name) for f in fields(event) if f.name != "pixels"}
+    if (call := values.pop("call", None)) is not None:
+        values |= {"call": call.number, "tiles": call.tiles}
     timings = values.pop("timings", None)
     if timings is not None:
         values["stages"] = {name: round(seconds, 4) for name, seconds in timings.stages.items()}

@@ -18,8 +18,8 @@ from dino_ray.engine.protocol import (
     Listener,
     ReplicaReady,
     StageStarted,
-    TileDone,
-    TileStarted,
+    TilesDone,
+    TilesStarted,
     Timings,
 )
 from dino_ray.engine.replica import peak_rss_mb
@@ -136,9 +136,9 @@ class Bookkeeper:
                 self._cells_before = before
                 self._replicas, self._grid_sizes = replicas, (grid.n_tiles, grid.n_cells)
                 self._add("replica", timings)
-            case TileStarted():
+            case TilesStarted():
                 self._first_tile = self._first_tile or now
-            case TileDone(timings=timings) | ReplicaReady(timings=timings):
+            case TilesDone(timings=timings) | ReplicaReady(timings=timings):
                 self._add("replica", timings)
             case CellDone(timings=timings):
                 self._add("merge", timings)

@@ -25,9 +25,9 @@ from dino_ray.engine.protocol import (
     ReplicaLost,
     ReplicaReady,
     ReplicaSpec,
-    TileDone,
     TilePoisoned,
-    TileStarted,
+    TilesDone,
+    TilesStarted,
 )
 from dino_ray.engine.replica import peak_rss_mb
 from dino_ray.errors import JobError, UsageError
@@ -72,7 +72,9 @@ def test_every_tile_and_cell_is_done_once(tmp_path: Path) -> None:
     with LocalEngine(shade()) as engine:
         _, events = run(engine, tmp_path)
     grid = make_task(tmp_path).grid
-    assert sorted(e.tile for e in events if isinstance(e, TileDone)) == list(range(grid.n_tiles))
+    assert sorted(t for e in events if isinstance(e, TilesDone) for t in e.call.tiles) == list(
+        range(grid.n_tiles)
+    )
     assert sorted(e.cell for e in events if isinstance(e, CellDone)) == list(range(grid.n_cells))
 
 
@@ -164,7 +166,7 @@ def test_a_replica_killed_from_outside_costs_time_and_no_pixel(
         events: list[JobEvent] = []
 
         def listen(event: JobEvent) -> None:
-            if isinstance(event, TileDone) and not any(isinstance(e, TileDone) for e in events):
+            if isinstance(event, TilesDone) and not any(isinstance(e, TilesDone) for e in events):
                 pid = ray_here.get(engine._actors[event.replica].pid.remote())  # type: ignore[attr-defined]
                 os.kill(pid, signal.SIGKILL)
             events.append(event)
@@ -195,7 +197,7 @@ class Silent(LocalEngine):
 
     ready = (0,)
 
-    def submit_tile(self, *args: Any) -> None:
+    def submit_tiles(self, *args: Any) -> None:
         pass
 
 
@@ -277,7 +279,7 @@ class Endless(Lanczos):
 @pytest.mark.ray
 def test_an_interrupt_ends_the_replicas_in_the_middle_of_a_tile(ray_here: Any, tmp_path: Path) -> None:
     def listen(event: JobEvent) -> None:
-        if isinstance(event, TileStarted):
+        if isinstance(event, TilesStarted):
             raise KeyboardInterrupt
 
     from dino_ray.engine.ray import RayEngine

@@ -17,7 +17,7 @@ from ray.cluster_utils import Cluster
 
 from dino_ray.engine.drive import drive
 from dino_ray.engine.local import LocalEngine
-from dino_ray.engine.protocol import CellLost, ImageTask, JobEvent, ReplicaLost, TileDone
+from dino_ray.engine.protocol import CellLost, ImageTask, JobEvent, ReplicaLost, TilesDone
 from dino_ray.engine.ray import RayEngine
 from dino_ray.plan.geometry import Rect
 from dino_ray.raster.canvas import Canvas
@@ -134,7 +134,7 @@ def test_a_node_that_dies_with_finished_tiles_costs_no_pixel(tmp_path: Path, lar
 
         def listen(event: JobEvent) -> None:
             events.append(event)
-            far = isinstance(event, TileDone) and engine._nodes[event.replica] != engine._here
+            far = isinstance(event, TilesDone) and engine._nodes[event.replica] != engine._here
             alone = any(isinstance(e, ReplicaLost) for e in events)
             if far and not alone and doomed in cluster.worker_nodes:
                 cluster.remove_node(doomed, allow_graceful=False)

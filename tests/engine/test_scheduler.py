@@ -51,7 +51,7 @@ class World:
             assert len(self.merging) <= MERGES
         for call, replica in self.scheduler.next_tiles():
             assert replica not in self.dead
-            self.flying[replica].append(call.tile)
+            self.flying[replica].append(call.tiles[0])
             assert len(self.flying[replica]) <= CALLS_PER_REPLICA
         self.most_alive = max(
             self.most_alive, len(self.pixels | {t for calls in self.flying.values() for t in calls})
@@ -149,7 +149,7 @@ def test_tiles_do_not_pile_up_when_merges_are_slow() -> None:
     finished = 0
     while calls := scheduler.next_tiles():
         for call, _ in calls:
-            scheduler.tile_done(call.tile, 0)
+            scheduler.tile_done(call.tiles[0], 0)
         finished += len(calls)
     assert finished <= MERGES_BEHIND + CALLS_PER_REPLICA
     for cells in scheduler.next_merges(at_once=99):
@@ -162,16 +162,16 @@ def test_a_tile_that_fails_on_every_try_becomes_poison_and_is_asked_for_as_base(
     scheduler = wide()
     scheduler.replica_ready(0)
     calls = scheduler.next_tiles()
-    victim = calls[0][0].tile
+    victim = calls[0][0].tiles[0]
     verdicts = []
     for _ in range(TRIES):
         verdicts.append(scheduler.tile_lost(victim, 0, "it hurts", died=False))
-        scheduler.tile_done(calls[1][0].tile, 0)
+        scheduler.tile_done(calls[1][0].tiles[0], 0)
         for cells in scheduler.next_merges(at_once=99):
             for cell in cells:
                 scheduler.cell_done(cell)
         calls = scheduler.next_tiles()
-        assert calls[0][0].tile == victim, "a failed tile goes first again"
+        assert calls[0][0].tiles[0] == victim, "a failed tile goes first again"
     assert verdicts == [False] * (TRIES - 1) + [True]
     assert not calls[0][0].refine
     assert scheduler.poisoned == {victim: "it hurts"}
@@ -182,7 +182,7 @@ def test_calls_queued_behind_the_one_that_killed_their_replica_are_not_blamed() 
     for _ in range(TRIES):
         scheduler.replica_ready(0)
         (at_work, _), (queued, _) = scheduler.next_tiles()
-        scheduler.tile_lost(at_work.tile, 0, "died", died=True)
+        scheduler.tile_lost(at_work.tiles[0], 0, "died", died=True)
         assert scheduler.next_tiles() == [], "a dead replica was given work"
-        scheduler.tile_lost(queued.tile, 0, "died with it", died=True)
-    assert set(scheduler.poisoned) == {at_work.tile}
+        scheduler.tile_lost(queued.tiles[0], 0, "died with it", died=True)
+    assert set(scheduler.poisoned) == {at_work.tiles[0]}

@@ -16,10 +16,11 @@ from dino_ray.engine.protocol import (
     ReplicaLost,
     ReplicaReady,
     StageStarted,
-    TileDone,
-    TileLost,
+    TileCall,
     TilePoisoned,
-    TileStarted,
+    TilesDone,
+    TilesLost,
+    TilesStarted,
     Timings,
 )
 from dino_ray.plan.geometry import make_grid
@@ -40,14 +41,16 @@ def a_job() -> Iterator[JobEvent]:
         yield ImageStarted("photo[1].jpg", grid, 2, Timings())
         yield StageStarted("tiles")
         yield ReplicaReady(0)
-        yield TileStarted(0, 0)
-        yield TileLost(0, 0, "the power went", replica_died=True)
+        yield TilesStarted(TileCall(0, (0,)), 0)
+        yield TilesLost(TileCall(0, (0,)), 0, "the power went", "died")
         yield ReplicaLost(0, "the power went")
         yield ReplicaReady(0)
         yield TilePoisoned(0, "too bright")
         for tile in range(grid.n_tiles):
-            yield TileStarted(tile, 0)
-            yield TileDone(tile, 0, pixels=object(), timings=Timings({"base": 0.123456}, 100.0))
+            yield TilesStarted(TileCall(tile, (tile,)), 0)
+            yield TilesDone(
+                TileCall(tile, (tile,)), 0, pixels=(object(),), timings=Timings({"base": 0.123456}, 100.0)
+            )
         for cell in range(grid.n_cells):
             yield CellDone(cell, Timings({"blend": 0.1}))
         yield DriveDone(grid.n_tiles, 1, {0: "too bright"})
@@ -95,5 +98,12 @@ def test_json_lines_carry_every_event_and_no_pixels() -> None:
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert [line["event"] for line in lines] == [type(event).__name__ for event in events]
     assert all(line["time"] == 1.235 for line in lines)
-    done = next(line for line in lines if line["event"] == "TileDone")
-    assert done == {"event": "TileDone", "time": 1.235, "tile": 0, "replica": 0, "stages": {"base": 0.1235}}
+    done = next(line for line in lines if line["event"] == "TilesDone")
+    assert done == {
+        "event": "TilesDone",
+        "time": 1.235,
+        "call": 0,
+        "tiles": [0],
+        "replica": 0,
+        "stages": {"base": 0.1235},
+    }

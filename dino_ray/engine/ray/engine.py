@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -16,15 +16,15 @@ from dino_ray.engine.protocol import (
     CellDone,
     CellLost,
     DinoEffect,
-    Event,
+    EngineEvent,
     Handle,
     ImageTask,
     ReplicaLost,
     ReplicaReady,
     ReplicaSpec,
     TileCall,
-    TileDone,
-    TileLost,
+    TilesDone,
+    TilesLost,
     Timings,
 )
 from dino_ray.engine.ray.cluster import connect, replica_count, resources_of
@@ -60,11 +60,11 @@ class _Shared:
 class _Call:
     """A tile call in flight."""
 
-    tile: int
+    call: TileCall
     replica: int
     actor: Any
     """Which of the replica's lives it went to."""
-    pixels: Any
+    pixels: tuple[Any, ...]
 
 
 class RayEngine:
@@ -113,7 +113,7 @@ class RayEngine:
         self._nodes: list[str] = []  # where each replica lives; empty until it has loaded
         self._here = ""
         self._warm: list[Any] = []
-        self._unheard: list[Event] = []
+        self._unheard: list[EngineEvent] = []
 
     # ---- life
 
@@ -164,8 +164,8 @@ class RayEngine:
         return frozenset(self._ready)
 
     @property
-    def lost(self) -> Mapping[int, str]:
-        return self._lost
+    def hopeless(self) -> str | None:
+        return next(iter(self._lost.values())) if len(self._lost) == len(self._actors) else None
 
     # ---- work
 
@@ -198,11 +198,20 @@ class RayEngine:
         near = ray.put(task)
         return _Shared(near, near if task.shared else ray.put(self._far(task)), task.shared)
 
-    def submit_tile(self, task: Handle, guide: Handle, call: TileCall, replica: int) -> None:
+    def submit_tiles(self, task: Handle, guide: Handle, call: TileCall, replica: int) -> None:
         actor = self._actors[replica]
-        method = actor.refine.options(num_returns=2, name=f"tile {call.tile}")
-        pixels, timings = method.remote(self._seen_from(replica, task), guide, call)
-        self._tiles[timings] = _Call(call.tile, replica, actor, pixels)
+        method = actor.refine.options(num_returns=1 + len(call.tiles), name=f"tiles {call.tiles}")
+        *pixels, timings = method.remote(self._seen_from(replica, task), guide, call)
+        self._tiles[timings] = _Call(call, replica, actor, tuple(pixels))
+
+    def cancel(self, call: TileCall, replica: int) -> None:
+        pass
+
+    def replace(self, replica: int, reason: str) -> None:
+        pass
+
+    def describe(self) -> str:
+        return f"{len(self._ready)} of {len(self._actors)} replicas ready"
 
     def submit_merge(self, task: Handle, cells: Sequence[int], tiles: Sequence[tuple[int, Handle]]) -> None:
         shared = cast(_Shared, task)
@@ -220,7 +229,7 @@ class RayEngine:
         except PROCESS_FAULTS as error:
             raise JobError(describe_fault(error)) from error
 
-    def wait(self, timeout: float) -> list[Event]:
+    def wait(self, timeout: float) -> list[EngineEvent]:
         if self._unheard:
             events, self._unheard = self._unheard, []
             return events
@@ -259,14 +268,14 @@ class RayEngine:
     def _load(self, replica: int) -> None:
         self._loads[self._actors[replica].load_here.remote()] = replica
 
-    def _end(self, ref: Any) -> list[Event]:
+    def _end(self, ref: Any) -> list[EngineEvent]:
         if ref in self._loads:
             return [self._end_load(ref)]
         if ref in self._tiles:
             return self._end_tile(ref)
         return self._end_merge(ref) if ref in self._merges else []
 
-    def _end_load(self, ref: Any) -> Event:
+    def _end_load(self, ref: Any) -> EngineEvent:
         replica = self._loads.pop(ref)
         try:
             node, device, timings = cast(tuple[str, str, Timings], ray.get(ref))
@@ -279,19 +288,19 @@ class RayEngine:
         self._deaths[replica] = 0
         return ReplicaReady(replica, timings, device)
 
-    def _end_tile(self, ref: Any) -> list[Event]:
+    def _end_tile(self, ref: Any) -> list[EngineEvent]:
         call = self._tiles.pop(ref)
-        tile, replica = call.tile, call.replica
+        replica = call.replica
         try:
-            return [TileDone(tile, replica, call.pixels, cast(Timings, ray.get(ref)))]
+            return [TilesDone(call.call, replica, call.pixels, cast(Timings, ray.get(ref)))]
         except RayTaskError as error:
-            return [TileLost(tile, replica, describe_error(cause_of(error)), replica_died=False)]
+            return [TilesLost(call.call, replica, describe_error(cause_of(error)), "raised")]
         except PROCESS_FAULTS as error:
-            lost = TileLost(tile, replica, describe_fault(error), replica_died=True)
+            lost = TilesLost(call.call, replica, describe_fault(error), "died")
             # The calls that waited behind it are lost with it; the replica died but once.
             return [lost, self._revive(replica, error)] if call.actor is self._actors[replica] else [lost]
 
-    def _end_merge(self, ref: Any) -> list[Event]:
+    def _end_merge(self, ref: Any) -> list[EngineEvent]:
         cells = self._merges.pop(ref)
         try:
             timings = cast(list[Timings], ray.get(ref))
@@ -305,11 +314,11 @@ class RayEngine:
             reason, tiles_lost = describe_fault(error), isinstance(error, ObjectLostError)
         return [CellLost(cell, reason, tiles_lost) for cell in cells]
 
-    def _give_up(self, replica: int, reason: str) -> Event:
+    def _give_up(self, replica: int, reason: str) -> EngineEvent:
         self._lost[replica] = reason
         return ReplicaLost(replica, reason, for_good=True)
 
-    def _revive(self, replica: int, error: Exception) -> Event:
+    def _revive(self, replica: int, error: Exception) -> EngineEvent:
         """Have a dead replica start anew, unless it died too often before it was ready."""
         self._ready.discard(replica)
         self._loads = {ref: of for ref, of in self._loads.items() if of != replica}

@@ -11,7 +11,7 @@ import numpy as np
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dino_ray.engine.protocol import ImageTask, Readable, Timings
+from dino_ray.engine.protocol import Guide, ImageTask, Readable, TileCall, Timings
 from dino_ray.engine.replica import Replica, merge
 from dino_ray.errors import for_user
 
@@ -51,7 +51,13 @@ class RayReplica(Replica):
         return ray.get_runtime_context().get_node_id(), self.device, timings
 
     prepare = sendable(Replica.prepare)
-    refine = sendable(Replica.refine)
+
+    @sendable
+    def refine(self, task: ImageTask, guide: Guide, call: TileCall) -> tuple[Any, ...]:
+        """The pixels of each tile, and the timings: a return of its own each, so that pixels stay in the store."""
+        pixels, timings = super().refine(task, guide, call)
+        return (*pixels, timings)
+
     dino_effect = sendable(Replica.dino_effect)
 
 
