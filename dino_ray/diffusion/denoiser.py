@@ -72,13 +72,18 @@ class Conditioning:
     """All that steers a prediction besides the latents."""
 
     text: Mapping[str, Tensor] = field(default_factory=dict)
-    """Text embeddings by the family's own names, each with a batch axis of 1; empty where it takes none."""
+    """Text embeddings by the family's own names, each with a batch axis of 1, for all tiles of a batch; empty where it
+    takes none."""
     cfg: float | None = None
     dino: DinoTokens | None = None
 
 
 class Denoiser(Protocol):
-    """A loaded model. Stateless between calls, so that any step of any tile can run on any replica."""
+    """A loaded model. Stateless between calls, so that any step of any tile can run on any replica.
+
+    Every method takes tiles of one size in batches (B); what it makes of one does not depend on the others, but for the
+    last bits, which may depend on how many there are.
+    """
 
     @property
     def description(self) -> Description: ...
@@ -104,4 +109,16 @@ class Denoiser(Protocol):
 
     def predict(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         """The clean latents x0 that the model sees in ``x`` at noise level ``sigma``; same shape, float32."""
+        ...
+
+    def save_memory(self) -> str | None:
+        """Take a measure, from now on, by which a single tile needs less of the device's memory.
+
+        Such a measure may change the last bits of a result, or a little more than those.
+
+        Returns
+        -------
+        str or None
+            What it was, in words that a report can print, such as ``VAE tiling of 512 px``; None: there is none left.
+        """
         ...

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
@@ -14,10 +16,13 @@ from dino_ray.engine.protocol import (
     CellDone,
     DinoEffect,
     EngineEvent,
+    Fault,
     Guide,
     Handle,
     ImageTask,
+    ReplicaLoading,
     ReplicaLost,
+    ReplicaPlaced,
     ReplicaReady,
     ReplicaSpec,
     TileCall,
@@ -29,6 +34,15 @@ from dino_ray.engine.replica import Replica, merge
 from dino_ray.errors import describe_error, for_user
 
 
+@dataclass(frozen=True)
+class _Waiting:
+    """A piece of work whose turn has not come."""
+
+    run: Callable[[], EngineEvent]
+    call: TileCall | None = None
+    """What it is, if it is a call."""
+
+
 class LocalEngine:
     """Runs every call in this process, one after the other; handles are the objects themselves."""
 
@@ -38,26 +52,62 @@ class LocalEngine:
     def __init__(self, spec: ReplicaSpec) -> None:
         self._spec = spec
         self._replica = Replica(spec)
-        self._pending: deque[Callable[[], EngineEvent]] = deque()
+        self._queue: deque[_Waiting] = deque()
+        self._ended: list[EngineEvent] = []
         self._torch_before: tuple[int, bool] | None = None
         self.ready: Collection[int] = ()
         self.hopeless: str | None = None
+
+    # ---- life
 
     def __enter__(self) -> LocalEngine:
         if self._spec.torch:
             import torch
 
             self._torch_before = torch.get_num_threads(), torch.backends.cudnn.deterministic
-        self.settle()
+        self._place()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.settle()
+        self._queue.clear()
         if self._torch_before is not None:  # the process is its owner's: leave it as it was
             import torch
 
             threads, torch.backends.cudnn.deterministic = self._torch_before
             torch.set_num_threads(threads)
+
+    def _place(self) -> None:
+        """Have a replica loaded by the first ``wait``: after ``prepare``, whose encoders then need not share the
+        memory.
+        """
+        self._ended += [ReplicaPlaced(0, platform.node()), ReplicaLoading(0)]
+        self._queue.appendleft(_Waiting(self._load))
+
+    def _load(self) -> EngineEvent:
+        try:
+            timings = self._replica.load()
+        except Exception as error:
+            self.hopeless = describe_error(error)
+            return ReplicaLost(0, self.hopeless, for_good=True, fault="raised")
+        self.ready = (0,)
+        return ReplicaReady(0, timings, self._replica.device)
+
+    def replace(self, replica: int, reason: str) -> None:
+        self._lose(lambda call: True, reason, "died")
+        self._ended.append(ReplicaLost(replica, reason))
+        self.ready = ()
+        self._replica = Replica(self._spec)
+        self._place()
+
+    def settle(self) -> None:
+        self._ended = [event for event in self._ended if not isinstance(event, TilesLost)]
+        self._queue = deque(work for work in self._queue if work.run == self._load)
+
+    def describe(self) -> str:
+        calls = [list(work.call.tiles) for work in self._queue if work.call]
+        return f"one replica, in this process on {platform.node()}; calls that wait for it: {calls or 'none'}"
+
+    # ---- work
 
     def prepare(self, task: ImageTask) -> tuple[Handle, Timings]:
         try:
@@ -72,20 +122,21 @@ class LocalEngine:
         def run() -> EngineEvent:
             try:
                 pixels, timings = self._replica.refine(cast(ImageTask, task), cast(Guide, guide), call)
-            except Exception as error:  # whatever the model raises costs this tile, not the job
+            except Exception as error:  # whatever the model raises costs these tiles, not the job
                 return TilesLost(call, replica, describe_error(error), "raised")
             return TilesDone(call, replica, tuple(pixels), timings)
 
-        self._pending.append(run)
+        self._queue.append(_Waiting(run, call))
 
     def cancel(self, call: TileCall, replica: int) -> None:
-        pass
+        # None is at work: calls run within ``wait``, in the thread that would have to say this.
+        self._lose(lambda waiting: waiting.number == call.number, "cancelled", "cancelled")
 
-    def replace(self, replica: int, reason: str) -> None:
-        pass
-
-    def describe(self) -> str:
-        return "one replica, in this process"
+    def _lose(self, which: Callable[[TileCall], bool], reason: str, fault: Fault) -> None:
+        """End waiting calls."""
+        lost = [work for work in self._queue if work.call and which(work.call)]
+        self._queue = deque(work for work in self._queue if work not in lost)
+        self._ended += [TilesLost(work.call, 0, reason, fault) for work in lost if work.call]
 
     def submit_merge(self, task: Handle, cells: Sequence[int], tiles: Sequence[tuple[int, Handle]]) -> None:
         pixels = {tile: cast(np.ndarray, handle) for tile, handle in tiles}
@@ -93,7 +144,7 @@ class LocalEngine:
         def run(cell: int) -> EngineEvent:
             return CellDone(cell, merge(cast(ImageTask, task), cell, pixels))
 
-        self._pending.extend(partial(run, cell) for cell in cells)
+        self._queue.extend(_Waiting(partial(run, cell)) for cell in cells)
 
     def dino_effect(self, task: Handle, guide: Handle, tile: int) -> DinoEffect:
         try:
@@ -102,23 +153,10 @@ class LocalEngine:
             raise for_user(error) from error
 
     def wait(self, timeout: float) -> list[EngineEvent]:
-        if not self._pending:
+        if self._ended:
+            ended, self._ended = self._ended, []
+            return ended
+        if not self._queue:
             time.sleep(timeout)
             return []
-        return [self._pending.popleft()()]
-
-    def settle(self) -> None:
-        self._pending.clear()
-        if not self.ready and not self.hopeless:
-            self._pending.append(
-                self._load
-            )  # after ``prepare``, whose encoders then need not share the memory
-
-    def _load(self) -> EngineEvent:
-        try:
-            timings = self._replica.load()
-        except Exception as error:
-            self.hopeless = describe_error(error)
-            return ReplicaLost(0, self.hopeless, for_good=True, fault="raised")
-        self.ready = (0,)
-        return ReplicaReady(0, timings, self._replica.device)
+        return [self._queue.popleft().run()]

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import resource
-import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dino_ray.engine.protocol import DinoEffect, Guide, ImageTask, ReplicaSpec, TileCall, Timings
-from dino_ray.plan import blend, noise
+from dino_ray.engine.refining import refine_batch
+from dino_ray.engine.thrift import OutOfMemory, Thrift
+from dino_ray.engine.watch import Cancelled, Stop, Stopwatch, heed, never, peak_rss_mb
+from dino_ray.plan import blend
 from dino_ray.plan.geometry import Rect
 from dino_ray.upsample import base_tile, unit_range
 
 if TYPE_CHECKING:
-    import torch
-
-    from dino_ray.diffusion.denoiser import Conditioning, Denoiser
+    from dino_ray.diffusion.denoiser import Denoiser
     from dino_ray.dino.loading import Dino
     from dino_ray.upsample import Upsampler
+
+__all__ = ["Cancelled", "OutOfMemory", "Replica", "Stop", "merge", "never", "peak_rss_mb"]
 
 UINT16_MAX = 65535
 LUMA = tuple(np.float32(weight) for weight in (0.299, 0.587, 0.114))  # ITU-R BT.601
@@ -32,6 +31,9 @@ LUMA = tuple(np.float32(weight) for weight in (0.299, 0.587, 0.114))  # ITU-R BT
 
 class Replica:
     """Models on one device, and the stages a tile passes: base → encode → steps → decode.
+
+    The tiles of a call pass them together. Where they do not fit the device's memory, it works on less at once, as
+    `Thrift` has it.
 
     Parameters
     ----------
@@ -45,6 +47,7 @@ class Replica:
         self._denoiser: Denoiser | None = None
         self._dino: Dino | None = None
         self._text: dict[str, Mapping[str, np.ndarray]] = {}
+        self._thrift = Thrift()
 
     def pid(self) -> int:
         """Process that it lives in, for logs and for tests that kill it."""
@@ -71,8 +74,14 @@ class Replica:
                 self._denoiser = self._spec.denoiser()
         return watch.timings()
 
-    def prepare(self, task: ImageTask) -> tuple[Guide, Timings]:
-        """What is computed once per image: its DINO features and the prompt's embeddings."""
+    def prepare(self, task: ImageTask, stop: Stop = never) -> tuple[Guide, Timings]:
+        """What is computed once per image: its DINO features and the prompt's embeddings.
+
+        Raises
+        ------
+        Cancelled
+            Once ``stop`` says so; it is asked between windows of the source.
+        """
         watch = Stopwatch()
         self._make_reproducible()
         features = None
@@ -89,34 +98,66 @@ class Replica:
                     source.info.width,
                     source.info.height,
                     closed=task.grid.wrap,
+                    on_window=lambda done, total: heed(stop),
                 )
         if self._spec.text is not None and task.prompt not in self._text:
+            heed(stop)
             with watch("text"):
                 self._text = {task.prompt: self._spec.text(task.prompt)}
         return Guide(features, self._text.get(task.prompt, {})), watch.timings()
 
-    def refine(self, task: ImageTask, guide: Guide, call: TileCall) -> tuple[list[np.ndarray], Timings]:
-        """Tiles, from their base to their pixels.
+    def refine(
+        self, task: ImageTask, guide: Guide, call: TileCall, stop: Stop = never
+    ) -> tuple[list[np.ndarray], Timings]:
+        """Tiles, from their base to their pixels, as one batch.
+
+        Bases, noise and the reading of the source are each tile's own; what the model does, it does to all of them at
+        once. The last bits of a tile can depend on the size of the batch, for a matrix product may sum in another
+        order; they do not depend on which other tiles are in it.
+
+        Parameters
+        ----------
+        stop
+            Asked between stages, and before each denoising step.
 
         Returns
         -------
         pixels
             Of each tile, uint16 (tile_h, tile_w, bands); the bands are the canvas's: colour, then alpha.
         timings
-            Seconds per stage.
+            Seconds per stage, over all tiles; and what had to be done to fit the device's memory.
+
+        Raises
+        ------
+        Cancelled
+            Once ``stop`` says so.
+        OutOfMemory
+            If a single tile does not fit the device's memory.
         """
-        self.load()
-        assert self._upsampler is not None
+        if self._upsampler is None or (self._denoiser is None and self._spec.denoiser is not None):
+            self.load()
+        self._make_reproducible()
         watch = Stopwatch()
-        (tile,) = call.tiles
-        rect = task.grid.tile_rect(tile)
-        with watch("base"):
-            pixels = base_tile(task.source.read, rect, task.scaling, self._upsampler)
-        if call.refine and self._denoiser is not None:
+        rects = [task.grid.tile_rect(tile) for tile in call.tiles]
+        tiles = []
+        for rect in rects:
+            heed(stop)
+            with watch("base"):
+                tiles.append(self._base(task, rect))
+        denoiser = self._denoiser
+        if call.refine and denoiser is not None:
             colour = task.source.info.colour_bands
-            refined = self._refine_rgb(self._denoiser, _rgb(pixels[..., :colour]), task, guide, rect, watch)
-            pixels = np.concatenate([_like(refined, colour), pixels[..., colour:]], axis=-1)
-        return [_to_uint16(pixels)], watch.timings()
+
+            def work(batch: Sequence[tuple[Rect, np.ndarray]]) -> Sequence[np.ndarray]:
+                return refine_batch(denoiser, batch, task, guide, watch, stop)
+
+            bases = [(rect, _rgb(pixels[..., :colour])) for rect, pixels in zip(rects, tiles, strict=True)]
+            refined = self._thrift.in_batches(bases, work, denoiser.save_memory)
+            tiles = [
+                np.concatenate([_like(rgb, colour), base[..., colour:]], axis=-1)
+                for rgb, base in zip(refined, tiles, strict=True)
+            ]
+        return [_to_uint16(pixels) for pixels in tiles], watch.timings(self._thrift.measures)
 
     def dino_effect(self, task: ImageTask, guide: Guide, tile: int) -> DinoEffect:
         """How much the DINO features change a tile, against none."""
@@ -136,37 +177,10 @@ class Replica:
         torch.set_num_threads(self._spec.threads)
         torch.backends.cudnn.deterministic = True
 
-    def _refine_rgb(
-        self,
-        denoiser: Denoiser,
-        base: np.ndarray,
-        task: ImageTask,
-        guide: Guide,
-        rect: Rect,
-        watch: Stopwatch,
-    ) -> np.ndarray:
-        import torch
-
-        from dino_ray.diffusion.sampler import sample
-
-        device = denoiser.device
-        with torch.inference_mode():
-            with watch("encode"):
-                image = torch.from_numpy(np.ascontiguousarray(base.transpose(2, 0, 1)))[None]
-                latents = denoiser.encode(image.to(device))
-            with watch("steps"):
-                scale = denoiser.description.latent_scale
-                place = Rect(rect.x // scale, rect.y // scale, rect.w // scale, rect.h // scale)
-                around = task.grid.xs.period
-                period = around // scale if around else None
-                field = noise.field(task.seed, latents.shape[1], place, period)
-                sigmas = denoiser.sigmas(task.denoise, task.steps, (place.h, place.w))
-                start = denoiser.noised(latents, torch.from_numpy(field)[None].to(device), task.denoise)
-                conditioning = _conditioning(denoiser, task, guide, rect)
-                latents = sample(denoiser, start, sigmas, conditioning, task.sampler)
-            with watch("decode"):
-                refined: np.ndarray = denoiser.decode(latents)[0].permute(1, 2, 0).float().cpu().numpy()
-        return refined
+    def _base(self, task: ImageTask, rect: Rect) -> np.ndarray:
+        upsampler, read = self._upsampler, task.source.read
+        assert upsampler is not None
+        return self._thrift.in_strips(rect, lambda part: base_tile(read, part, task.scaling, upsampler))
 
 
 def merge(task: ImageTask, cell: int, tiles: dict[int, np.ndarray]) -> Timings:
@@ -188,51 +202,6 @@ def merge(task: ImageTask, cell: int, tiles: dict[int, np.ndarray]) -> Timings:
     with watch("commit"):
         task.canvas.write(task.grid.cell_rect(cell), pixels)
     return watch.timings()
-
-
-class Stopwatch:
-    """Seconds per named stage of one call."""
-
-    def __init__(self) -> None:
-        self._seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._seconds[stage] = self._seconds.get(stage, 0.0) + time.perf_counter() - start
-
-    def timings(self) -> Timings:
-        return Timings(self._seconds, peak_rss_mb())
-
-
-def peak_rss_mb() -> float:
-    """Largest resident size of this process so far, in MB."""
-    with contextlib.suppress(OSError), open("/proc/self/status", "rb") as status:
-        for line in status:
-            if line.startswith(b"VmHWM:"):
-                return int(line.split()[1]) * 1024 / 1e6
-    # Elsewhere than on Linux, where this would also count what the parent had when it forked this process.
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-
-
-def _conditioning(denoiser: Denoiser, task: ImageTask, guide: Guide, rect: Rect) -> Conditioning:
-    import torch
-
-    from dino_ray.diffusion.denoiser import Conditioning, DinoTokens
-
-    def there(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.array(array)).to(denoiser.device)  # a copy: shared arrays are read-only
-
-    dino = None
-    if guide.features is not None:
-        stride = denoiser.description.dino_stride
-        features = guide.features.crop(*task.scaling.source_box(rect), rect.h // stride, rect.w // stride)
-        dino = DinoTokens(there(features)[None], task.dino_strength)
-    return Conditioning({name: there(array) for name, array in guide.text.items()}, task.cfg, dino)
 
 
 def _rgb(pixels: np.ndarray) -> np.ndarray:

@@ -52,6 +52,9 @@ class Shade:
     def predict(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         return 0.9 * x
 
+    def save_memory(self) -> str | None:
+        return None
+
 
 @dataclass
 class Accident(Shade):

@@ -22,7 +22,9 @@ from dino_ray.engine.protocol import (
     CellDone,
     Engine,
     JobEvent,
+    ReplicaLoading,
     ReplicaLost,
+    ReplicaPlaced,
     ReplicaReady,
     ReplicaSpec,
     TilePoisoned,
@@ -310,6 +312,7 @@ def test_a_replica_says_what_its_models_run_on(tmp_path: Path, monkeypatch: pyte
     for spec, name in ((shade(), "cpu"), (replace(shade(), denoiser=OnGpu), "GPU cuda:0")):
         with LocalEngine(spec) as engine:
             engine.prepare(make_task(tmp_path))
+            assert [type(event) for event in engine.wait(0)] == [ReplicaPlaced, ReplicaLoading]
             (ready,) = engine.wait(0)
         assert ready == ReplicaReady(0, ready.timings, name)
 

@@ -77,6 +77,10 @@ class BundledDenoiser:
         levels = torch.full((len(x),), sigma, device=self.device)
         return x - sigma * self.velocity(x, levels, conditioning.dino)
 
+    def save_memory(self) -> str | None:
+        """Nothing: it has no VAE, and its transformer is small."""
+        return None
+
     def velocity(self, x: Tensor, sigmas: Tensor, dino: DinoTokens | None) -> Tensor:
         """What the transformer says at ``x`` (B, C, h, w) and noise levels ``sigmas`` (B,); float32."""
         h, w = x.shape[2:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,10 @@ from torch import Tensor
 from dino_ray.diffusion.denoiser import Conditioning, Description
 from dino_ray.diffusion.families.flux_config import PATCH, Schedule
 from dino_ray.errors import JobError
+
+VAE_WINDOWS = (512, 256)
+"""canvas_px: sides, one after the other, of the windows that a VAE works in where whole tiles do not fit. The side that
+diffusers would take is that of the images the VAE was trained on, which divides no tile."""
 
 
 def pack(latents: Tensor) -> Tensor:
@@ -113,6 +118,21 @@ class FluxDenoiser:
             return_dict=False,
         )[0]
         return x - sigma * unpack(velocity.float(), h, w)
+
+    def save_memory(self) -> str | None:
+        """Have the VAE encode and decode in smaller windows, blended where they overlap (``enable_tiling``).
+
+        Its normalisation then sees a window where it saw the tile: tones may shift slightly.
+        """
+        vae = self._vae
+        now = vae.tile_sample_min_size if vae.use_tiling else math.inf
+        side = next((side for side in VAE_WINDOWS if side < now), None)
+        if side is None:
+            return None
+        vae.enable_tiling()
+        vae.tile_sample_min_size = side
+        vae.tile_latent_min_size = side // self._description.latent_scale
+        return f"VAE tiling of {side} px"
 
     def _text(self, conditioning: Conditioning, name: str) -> Tensor:
         if name not in conditioning.text:
