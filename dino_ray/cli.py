@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
-import logging
-import signal
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dino_ray import __version__
 from dino_ray.config import UpscaleConfig
-from dino_ray.errors import DinoRayError, UsageError
+from dino_ray.errors import UsageError
 from dino_ray.options import BareWrap, config_options, typed_options
-from dino_ray.stopping import INTERRUPTED, interrupt, stopped_in_time
+from dino_ray.stopping import stopped_in_time
+from dino_ray.submit.commands import cancel, status, submit
+from dino_ray.terminal import EXISTING, command, listener, progress_option, report_option, say_done
 
 if TYPE_CHECKING:
     from dino_ray.batch import Batch
-    from dino_ray.jobfolder import Existing
     from dino_ray.resolve import Settings
-
-EXISTING: dict[bool | None, Existing] = {None: "resume", True: "must", False: "fresh"}
-"""What --resume, --fresh or neither ask for."""
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -39,52 +31,6 @@ def main() -> None:
 
     Try: dino-ray upscale photo.jpg -o photo-2x.png
     """
-
-
-def _command(function: Command) -> Command:
-    """A subcommand whose failures are one line on stderr, and a traceback only with --debug."""
-
-    @click.option("--debug", is_flag=True, help="Show tracebacks and debug messages.")
-    @functools.wraps(function)
-    def run(*args: Any, debug: bool, **kwargs: Any) -> None:
-        logging.basicConfig(format="dino-ray: %(message)s", level=logging.WARNING)
-        logging.getLogger("dino_ray").setLevel(logging.DEBUG if debug else logging.INFO)
-        signal.signal(signal.SIGTERM, interrupt)
-        try:
-            sys.exit(function(*args, **kwargs) or 0)
-        except KeyboardInterrupt as stop:
-            said = str(stop) or "interrupted; nothing was done yet, and nothing is left behind"
-            click.echo(f"dino-ray: {said}", err=True)
-            sys.exit(INTERRUPTED)
-        except DinoRayError as error:
-            if debug:
-                raise
-            click.echo(f"dino-ray: {error}", err=True)
-            sys.exit(error.exit_code)
-        except Exception as error:
-            if debug:
-                raise
-            click.echo(
-                f"dino-ray: internal error, {type(error).__name__}: {error} (--debug shows where)", err=True
-            )
-            sys.exit(1)
-
-    return run  # type: ignore[return-value]
-
-
-_report_option = click.option(
-    "--report",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="Write the run report as JSON; of several inputs, a JSON list.",
-)
-_progress_option = click.option(
-    "--progress",
-    type=click.Choice(["auto", "json", "none"]),
-    default="auto",
-    show_default=True,
-    help="Bars or lines on stderr, or every event as a line of JSON.",
-)
 
 
 @main.command(cls=BareWrap)
@@ -97,8 +43,8 @@ _progress_option = click.option(
     help="A file (.png .jpg .webp .tif .dzi .ome.zarr); a folder, which gets NAME@2x.png of each input; "
     "or a template such as 'out/{stem}@{scale}x.png', of {stem} {name} {suffix} {folder} {scale} {index}.",
 )
-@_report_option
-@_progress_option
+@report_option
+@progress_option
 @click.option(
     "--resume/--fresh",
     "go_on",
@@ -106,7 +52,7 @@ _progress_option = click.option(
     help="Demand that there is a job to go on with, or discard one. Default: go on with it if there is one.",
 )
 @click.option("--strict", is_flag=True, help="Stop at the first image that fails.")
-@_command
+@command
 @config_options  # fmt: skip
 def upscale(
     inputs: Sequence[str],
@@ -141,9 +87,9 @@ def upscale(
 
 @main.command()
 @click.argument("folder", metavar="DIR")
-@_report_option
-@_progress_option
-@_command
+@report_option
+@progress_option
+@command
 @typed_options("address", "workers", "gpus_per_worker")
 def resume(folder: str, report: Path | None, progress: str, typed: dict[str, Any]) -> int:
     """Go on with the job in DIR, or with all in it, that an interruption has left."""
@@ -189,9 +135,9 @@ def _run(batch: Batch, progress: str, started: float) -> int:
 
     def finished(image: Any, canvas: Any, report: Any) -> None:
         if progress == "auto":
-            _say_done(report, before=canvas is None)
+            say_done(report, before=canvas is None)
 
-    with stopped_in_time(batch.standing.left), _listener(progress) as listen:
+    with stopped_in_time(batch.standing.left), listener(progress) as listen:
         batch.run(listen, finished, started)
     for name, error in batch.failures:
         named = str(error) if name in str(error) else f"{name}: {error}"
@@ -214,7 +160,7 @@ def _run(batch: Batch, progress: str, started: float) -> int:
     help="Rehearse a part of the job here, for some seconds, to foretell its time and memory.",
 )
 @click.option("--json", "as_json", is_flag=True, help="As JSON, a list if there are several inputs.")
-@_command
+@command
 @config_options
 def plan(
     inputs: Sequence[str], output: str | None, calibrate: bool, as_json: bool, config: UpscaleConfig
@@ -242,7 +188,7 @@ def plan(
     metavar="TEXT",
     help="Ray cluster to check; local: that one can be started here; none: leave Ray out.",
 )
-@_command  # fmt: skip
+@command  # fmt: skip
 def doctor(address: str) -> int:
     """Check this machine, a cluster and the bundled models."""
     from dino_ray.doctor import examine
@@ -255,7 +201,7 @@ def doctor(address: str) -> int:
 
 
 @main.command()
-@_command
+@command
 def models() -> None:
     """List the models that can be named, and what each needs."""
     from dino_ray.diffusion.catalogue import KNOWN
@@ -267,34 +213,6 @@ def models() -> None:
     click.echo("--model also takes a folder with model_index.json, or any hub id of a FLUX.1 model.")
 
 
-@contextlib.contextmanager
-def _listener(progress: str) -> Iterator[Any]:
-    from dino_ray.report import progress as shown
-
-    if progress == "json":
-        yield shown.json_lines(sys.stderr)
-    elif progress == "none":
-        yield lambda event: None
-    elif sys.stderr.isatty():
-        with shown.bars(sys.stderr) as listen, _logging_to(sys.stderr):
-            yield listen
-    else:
-        yield shown.plain_lines(sys.stderr)
-
-
-@contextlib.contextmanager
-def _logging_to(stream: IO[str]) -> Iterator[None]:
-    """Have log messages go to a stream: the one that ``bars`` put in place of stderr writes above them."""
-    handlers = [h for h in logging.getLogger().handlers if isinstance(h, logging.StreamHandler)]
-    before = [handler.setStream(stream) for handler in handlers]
-    try:
-        yield
-    finally:
-        for handler, own in zip(handlers, before, strict=True):
-            if own is not None:
-                handler.setStream(own)
-
-
 def _introduce(settings: Settings) -> None:
     if settings.model is not None and settings.model.name == "bundled":
         click.echo(
@@ -304,23 +222,9 @@ def _introduce(settings: Settings) -> None:
         )
 
 
-def _say_done(report: Any, *, before: bool) -> None:
-    # To what is stderr now: err=True would write into the bars.
-    if before:
-        click.echo(f"{report.output}: was finished by an earlier run", file=sys.stderr)
-        return
-    click.echo(
-        f"{report.output}: {report.width} × {report.height}, {report.tiles} tiles on {report.workers} "
-        f"worker{'s' if report.workers != 1 else ''}, {report.wall_s:.1f} s "
-        f"({report.first_tile_s:.1f} s to the first tile; the models alone {report.model_s_per_worker:.1f} s)",
-        file=sys.stderr,
-    )
-    if report.poisoned:
-        tiles = ", ".join(map(str, report.poisoned))
-        click.echo(
-            f"warning: the model failed on tiles {tiles}; the base stands there (see --report)",
-            file=sys.stderr,
-        )
+main.add_command(submit)
+main.add_command(status)
+main.add_command(cancel)
 
 
 if __name__ == "__main__":

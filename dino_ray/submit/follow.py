@@ -1,0 +1,312 @@
+"""Following a job: its log as events, its results brought home, its exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from dino_ray import places
+from dino_ray.engine.protocol import JobEvent, Listener
+from dino_ray.errors import DinoRayError, Interrupted, JobError, UsageError, describe_error
+from dino_ray.report.run import UpscaleReport
+from dino_ray.stopping import INTERRUPTED
+from dino_ray.submit import notes
+from dino_ray.submit.dashboard import Dashboard, Unreachable
+from dino_ray.submit.parcels import BLOCK, Facts, fetch, install, mail
+from dino_ray.submit.record import Record
+
+SILENCE_S = 30.0
+"""After so long without a line, the job's state is asked for: a connection may have died unnoticed."""
+PATIENCE_S = 120.0
+"""A dashboard that can't be reached for so long is given up; the job goes on."""
+RETRY_S = 2.0
+TRIES = 3
+"""To fetch a result."""
+_KEPT_LINES = 20
+"""Of the log's other lines, for a job that ends without a word."""
+
+_NO_PACKAGE = re.compile(r"No module named '?dino_ray")
+_NO_PYTHON = re.compile(r"python: (command )?not found")
+
+
+class Show(Protocol):
+    """What a person sees of a job that is followed, besides its events."""
+
+    def finished(self, report: Any, *, before: bool) -> None:
+        """An image is done; ``before``: by an earlier run."""
+
+    def failed(self, name: str | None, text: str) -> None:
+        """An image, or the job, could not be done."""
+
+    def fetching(self, name: str, n_bytes: int, of: int) -> None:
+        """So many more bytes of a result have come."""
+
+
+@dataclass
+class Told:
+    """What a job has told so far."""
+
+    images: Sequence[tuple[str, str]] = ()
+    """What the user calls the source and the result of each."""
+    reports: dict[int, dict[str, Any]] = field(default_factory=dict)
+    failures: list[notes.ImageFailed] = field(default_factory=list)
+    ready: notes.Ready | None = None
+    interrupted: str | None = None
+    exit_code: int | None = None
+    _pieces: dict[int, str] = field(default_factory=dict)
+
+    def take_piece(self, piece: notes.ReportPiece) -> dict[str, Any] | None:
+        """The report, once this was its last piece."""
+        text = self._pieces.pop(piece.image, "") + piece.text
+        if not piece.last:
+            self._pieces[piece.image] = text
+            return None
+        self.reports[piece.image] = json.loads(text)
+        return self.reports[piece.image]
+
+    def name_of(self, image: int | None) -> str | None:
+        return self.images[image][0] if image is not None and image < len(self.images) else None
+
+
+def follow(dashboard: Dashboard, remembered: Record, listen: Listener, show: Show) -> int:
+    """See a job to its end, and bring its results home.
+
+    Parameters
+    ----------
+    remembered
+        What is known of it here: where its results go.
+
+    Returns
+    -------
+    int
+        The exit code that ``upscale`` would have had.
+
+    Raises
+    ------
+    UsageError, JobError
+        If there is no such job, it ended without its own word, or a result can't be brought home; then it waits.
+    Interrupted
+        If the job was stopped.
+    """
+    job = remembered.job
+    told, others = Told(), deque[str](maxlen=_KEPT_LINES)
+    dashboard.job(job)  # refused if there is none
+    for line in lines(dashboard, job):
+        event = notes.parse(line)
+        if event is None:
+            others.append(line)
+            continue
+        _hear(event, told, listen, show)
+        if told.exit_code is not None:
+            break
+    if told.exit_code is None:
+        raise _silent_end(dashboard, job, list(others))
+    _fetch_all(dashboard, remembered, told, show)
+    _write_report(remembered, told)
+    remembered.forget()
+    if told.exit_code == INTERRUPTED:
+        raise Interrupted(f"{job} was stopped; {told.interrupted or 'nothing of it is kept'}")
+    return told.exit_code
+
+
+def lines(dashboard: Dashboard, job: str) -> Iterator[str]:
+    """The whole lines of a job's log, from the first, as they come, until the job is over.
+
+    A connection that breaks is made anew, and what was read is passed over.
+    """
+    read, since = 0, time.monotonic()
+    while True:
+        seen, rest = 0, ""
+        try:
+            for text in _texts(dashboard, job):
+                since = time.monotonic()
+                *whole, rest = (rest + text).split("\n")
+                for line in whole:
+                    seen += 1
+                    if seen > read:
+                        read = seen
+                        yield line
+            if dashboard.job(job).over:
+                if rest and seen >= read:
+                    yield rest
+                return
+        except Unreachable as error:
+            if time.monotonic() - since > PATIENCE_S:
+                raise JobError(
+                    f"{error}; the job may go on: come back to it with 'dino-ray submit --follow {job}'"
+                ) from error
+        time.sleep(RETRY_S)
+
+
+def _texts(dashboard: Dashboard, job: str) -> Iterator[str]:
+    """Pieces of the log, until the connection ends; whatever breaks it is ``Unreachable``."""
+    with asyncio.Runner() as runner:
+        tail = dashboard.tail(job)
+        following: asyncio.Task[str] | None = None
+
+        async def next_text() -> str | None:
+            nonlocal following
+            following = following or asyncio.ensure_future(anext(tail))
+            done, _ = await asyncio.wait({following}, timeout=SILENCE_S)
+            if not done:
+                return None
+            task, following = following, None
+            return task.result()
+
+        while True:
+            try:
+                text = runner.run(next_text())
+            except StopAsyncIteration:
+                return
+            except (DinoRayError, KeyboardInterrupt):
+                raise
+            except Exception as error:
+                raise Unreachable(
+                    f"{dashboard.address}: the connection broke ({describe_error(error)})"
+                ) from error
+            if text is not None:
+                yield text
+            elif dashboard.job(job).over:
+                return
+
+
+def _hear(event: JobEvent | notes.Note, told: Told, listen: Listener, show: Show) -> None:
+    match event:
+        case notes.Accepted(images=images):
+            told.images = images
+        case notes.ReportPiece(before=before):
+            report = told.take_piece(event)
+            if report is not None:
+                show.finished(UpscaleReport.from_dict(report), before=before)
+        case notes.ImageFailed(image=image, text=text):
+            told.failures.append(event)
+            show.failed(told.name_of(image), text)
+        case notes.Ready():
+            told.ready = event
+        case notes.Interrupted(text):
+            told.interrupted = text
+        case notes.Ended(code):
+            told.exit_code = code
+        case notes.Standing():
+            pass
+        case _:
+            listen(event)
+
+
+def _silent_end(dashboard: Dashboard, job: str, others: Sequence[str]) -> BaseException:
+    """Why a job is over that has not said so itself."""
+    state, text = dashboard.job(job), "\n".join(others)
+    if state.state == "STOPPED":
+        return Interrupted(f"{job} was stopped before it began; nothing of it is kept")
+    if _NO_PACKAGE.search(text):
+        return UsageError(
+            "the cluster's Python has no dino_ray that knows submitted jobs; install this one on every node, or send "
+            "its code with --ship"
+        )
+    if _NO_PYTHON.search(text):
+        return UsageError(
+            "the cluster's head finds no 'python' on its PATH; start Ray from within its environment"
+        )
+    last = [line for line in (others or state.message.splitlines()) if line.strip()] or ["it left no word"]
+    return JobError(f"{job}: the job's driver ended before its time ({last[-1].strip()[:300]})")
+
+
+# ---- results
+
+
+def _fetch_all(dashboard: Dashboard, remembered: Record, told: Told, show: Show) -> None:
+    """Bring results home; then what they were brought from can go."""
+    if remembered.staged is not None:
+        for image, (_, shown) in enumerate(told.images):
+            home = remembered.home(image, shown, len(told.images))
+            if home is not None:
+                _fetch_staged(f"{remembered.staged}/out/{image}", home)
+        places.remove_tree(remembered.staged)
+    if told.ready is None:
+        return
+    node = dashboard.job(remembered.job).node or ""
+    for parcel in told.ready.parcels:
+        shown = told.images[parcel.image][1]
+        home = remembered.home(parcel.image, shown, len(told.images))
+        if home is None:
+            raise UsageError(
+                f"{remembered.job}: this machine does not know where its results go; name -o, a file or a folder"
+            )
+        _fetch_one(dashboard, node, parcel, home, show)
+    fetched = mail(remembered.job, "fetched")
+    dashboard.holds(fetched)  # asked for first, so that it does not stay in the store
+    dashboard.put(fetched, b"yes")
+
+
+def _fetch_one(dashboard: Dashboard, node: str, parcel: notes.Parcel, target: Path, show: Show) -> None:
+    facts = Facts(parcel.size, parcel.sha256)
+
+    def blocks() -> Iterator[bytes]:
+        for block in dashboard.file(node, parcel.name, BLOCK):
+            show.fetching(target.name, len(block), parcel.size)
+            yield block
+
+    for attempt in range(TRIES):
+        try:
+            return fetch(blocks(), facts, target, packed=parcel.packed)
+        except OSError as error:
+            raise JobError(
+                f"{target}: can't be written ({describe_error(error)}); the result waits on the cluster, 'dino-ray "
+                "submit --follow' fetches it"
+            ) from error
+        except JobError:
+            if attempt == TRIES - 1:
+                raise
+            time.sleep(RETRY_S)
+    return None
+
+
+def _fetch_staged(folder: str, target: Path) -> None:
+    """Download what lies in a folder of an object store; nothing, if the image failed."""
+    files, root = places.filesystem(folder)
+    with places.explained(folder, "read"):
+        names = [name for name in files.find(root) if not _hidden(name[len(root) :])]
+    if not names:
+        return
+
+    def download(to: str) -> None:
+        for name in names:
+            relative = name[len(root) :].strip("/")
+            path = os.path.normpath(os.path.join(to, relative))
+            if not path.startswith(to + os.sep):
+                raise JobError(f"{target}: the result's folder holds {relative!r:.80}, which leads out of it")
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with places.explained(folder, "read"):
+                files.get_file(name, path)
+
+    try:
+        install(download, target)
+    except OSError as error:
+        raise JobError(
+            f"{target}: can't be written ({describe_error(error)}); follow the job again"
+        ) from error
+
+
+def _hidden(path: str) -> bool:
+    return path.strip("/").partition("/")[0].startswith(".")
+
+
+def _write_report(remembered: Record, told: Told) -> None:
+    if remembered.report is None or not (told.reports or told.failures):
+        return
+    from dino_ray.files import write_whole
+
+    said: list[dict[str, Any]] = [told.reports[image] for image in sorted(told.reports)]
+    said += [
+        {"source": told.name_of(failure.image) or "", "error": failure.text} for failure in told.failures
+    ]
+    body = json.dumps(said if remembered.several else said[0], indent=2, ensure_ascii=False)
+    write_whole(remembered.report, (body + "\n").encode(errors="backslashreplace"), "--report")
