@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
 from dino_ray.errors import UsageError
+from dino_ray.workers import MOST_WORKERS, Workers
 
 
 def _number(value: Any) -> Any:
@@ -19,7 +21,6 @@ def _on_or_off(value: Any) -> Any:
     return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
 
-Workers = Annotated[int, Field(ge=1, le=4096)] | Literal["auto"]
 Wrap = Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)]
 Depth = Annotated[Literal[8, 16], BeforeValidator(_number)]
 
@@ -119,14 +120,25 @@ class UpscaleConfig(BaseModel):
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto", description="Precision of the diffusion model. auto: bf16 on a GPU, fp32 on a CPU."
     )
-    workers: Workers = Field(
-        default="auto", description="Model replicas. auto: one per GPU, or as many as the CPUs carry."
+    workers: Annotated[
+        Workers, BeforeValidator(Workers.parse), PlainSerializer(lambda workers: workers.plain)
+    ] = Field(
+        default=Workers(),
+        description="Model replicas: 4, or 2 to 16 as machines come and go: 2:16. auto: one per GPU, or as many "
+        "as the CPUs carry.",
     )
     gpus_per_worker: float | None = Field(
         default=None,
         gt=0,
         le=16,
         description="GPUs that each replica holds; a fraction shares one. Default: one, where there are any.",
+    )
+    batch: int = Field(
+        default=1,
+        ge=1,
+        le=256,
+        description="Tiles that a replica refines at once, if its GPU's memory holds them; fixed, since pixels can "
+        "depend on it.",
     )
     threads: int = Field(
         default=1, ge=1, le=256, description="CPU threads per replica; fixed, since pixels can depend on it."
@@ -182,7 +194,7 @@ class UpscaleConfig(BaseModel):
         import yaml
 
         try:
-            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+            loaded = yaml.load(path.read_text(encoding="utf-8"), _yaml_loader())
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{path}: can't be read ({error})") from error
         except yaml.YAMLError as error:
@@ -192,6 +204,22 @@ class UpscaleConfig(BaseModel):
         options = {str(key).replace("-", "_"): value for key, value in (loaded or {}).items()}
         cls.parse(options, where=str(path))
         return cls.parse(options | overrides)
+
+
+def _yaml_loader() -> Any:
+    """PyYAML's safe loader, but for the integers of base 60 of YAML 1.1, which make 136 of ``2:16``."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    integer = "tag:yaml.org,2002:int"
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != integer]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    Loader.add_implicit_resolver(integer, re.compile(r"[-+]?[0-9]+$"), list("-+0123456789"))
+    return Loader
 
 
 def option_name(field: str) -> str:
@@ -208,7 +236,10 @@ def _first_fault(error: ValidationError, where: str) -> str:
         known = ", ".join(UpscaleConfig.model_fields)
         return f"{prefix}unknown option '{name}'; the options are {known}"
     if name == "workers":
-        return f"{prefix}{option} must be a number from 1 to 4096 or auto, not {fault['input']!r}"
+        return (
+            f"{prefix}{option} must be a number such as 4, a range such as 2:16, or auto, within 1 to {MOST_WORKERS}, "
+            f"not {fault['input']!r}"
+        )
     if fault["type"] == "string_too_short":
         return f"{prefix}{option} must not be empty"
     message = fault["msg"].removeprefix("Input should be ").split(", unable")[0]

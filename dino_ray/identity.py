@@ -29,6 +29,7 @@ _SETTLED = (
         "dino",
         "dino_strength",
         "seed",
+        "batch",
     ),
 )
 """Options as ``resolve`` has settled them."""

@@ -172,6 +172,7 @@ def _task(job: Job, settings: Settings) -> ImageTask:
         cfg=settings.cfg,
         prompt=settings.prompt,
         dino_strength=settings.dino_strength,
+        batch=settings.batch,
         shared=is_shared(job.folder, settings),
     )
 
@@ -245,10 +246,11 @@ class _EngineRoom:
             return LocalEngine(spec)
         from dino_ray.engine.ray import RayEngine
 
+        least, most = config.workers.bounds(self._most_tiles)
         return RayEngine(
             spec,
             address=config.address,
-            workers=None if config.workers == "auto" else config.workers,
-            most=self._most_tiles,
+            workers=least if least == most else None,
+            most=most,
             gpus_per_worker=0.0 if config.device == "cpu" or not spec.torch else config.gpus_per_worker,
         )

@@ -51,7 +51,7 @@ class JobPreview:
     workers: int
     """Replicas that the run will have."""
     tile_calls: int
-    """Tiles that replicas will be asked for, if none has to be tried again."""
+    """Calls that replicas will get, of a batch of tiles each, if none has to be tried again."""
     model_calls: int
     """Evaluations of the diffusion model: tiles × steps, twice that with Heun but for the last step."""
     pixels_refined: float
@@ -246,12 +246,14 @@ def _preview(
         cell_width=xs.cell,
         cell_height=ys.cell,
         workers=workers,
-        tile_calls=grid.n_tiles,
+        tile_calls=-(-grid.n_tiles // settings.batch),
         model_calls=grid.n_tiles * calls_per_tile if settings.model else 0,
         pixels_refined=round(grid.n_tiles * xs.tile * ys.tile / (grid.width * grid.height), 3),
         disk_mb=round((work.ingest_bytes + image.canvas_bytes) / MB, 1),
         output_mb=round(work.canvas_bytes * costs.output_ratio / MB, 1) if costs else None,
-        tiles_waiting_mb=round((grid.max_waiting() + CALLS_PER_REPLICA * workers) * tile_mb, 1),
+        tiles_waiting_mb=round(
+            (grid.max_waiting() + CALLS_PER_REPLICA * workers * settings.batch) * tile_mb, 1
+        ),
         peak_rss_mb={role: round(mb, 1) for role, mb in peaks.items()},
         seconds={stage: round(s, 2) for stage, s in asdict(time).items()} if time else None,
         first_tile_s=round(time.first_tile, 2) if time else None,
@@ -259,13 +261,13 @@ def _preview(
     )
 
 
-def count_workers(config: UpscaleConfig, settings: Settings, most: int) -> int:
+def count_workers(config: UpscaleConfig, settings: Settings, tiles: int) -> int:
     """Replicas that a run will have; a cluster is asked where the answer depends on it.
 
     Parameters
     ----------
-    most
-        Tiles of the largest image: more replicas would idle.
+    tiles
+        Of the largest image: more replicas would idle.
 
     Raises
     ------
@@ -276,7 +278,8 @@ def count_workers(config: UpscaleConfig, settings: Settings, most: int) -> int:
         return 1
     from dino_ray.engine.ray.room import replicas_at
 
-    wanted = None if config.workers == "auto" else config.workers
+    least, most = config.workers.bounds(tiles)
+    wanted = least if least == most else None
     nets = settings.model is not None or settings.base == "net"
     gpus = 0.0 if config.device == "cpu" or not nets else config.gpus_per_worker
     return replicas_at(config.address, wanted, most, gpus, config.threads)

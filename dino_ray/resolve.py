@@ -37,7 +37,7 @@ BASE_MULTIPLE = 16
 DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """The command line's short names to torch's."""
 
-MODEL_OPTIONS = ("steps", "sampler", "prompt", "cfg", "dino", "dino_strength", "seed", "dtype")
+MODEL_OPTIONS = ("steps", "sampler", "prompt", "cfg", "dino", "dino_strength", "seed", "dtype", "batch")
 """Options that only a diffusion model can honour."""
 
 TORCH_OPTIONS = ("device", "threads", "gpus_per_worker")
@@ -64,6 +64,8 @@ class Settings:
     """None: no DINO features."""
     dino_strength: float
     seed: int
+    batch: int
+    """Tiles that a replica refines at once; 1 without a model."""
 
     wrap: Literal["auto", "on", "off"]
     read: ReadOptions
@@ -155,6 +157,7 @@ def resolve(config: UpscaleConfig) -> Settings:
         dino=dino,
         dino_strength=strength,
         seed=config.seed,
+        batch=config.batch,
         **_around(config),
     )
     _check_tiles(settings)
@@ -206,6 +209,7 @@ def _without_model(config: UpscaleConfig) -> Settings:
         dino=None,
         dino_strength=0.0,
         seed=0,
+        batch=1,
         **_around(config),
     )
     _check_tiles(settings)
@@ -241,7 +245,7 @@ def _check_placement(config: UpscaleConfig) -> None:
         raise UsageError(f"--gpus-per-worker {gpus:g}: above 1 it must be a whole number")
     if config.address != "none":
         return
-    if config.workers not in ("auto", 1):
+    if config.workers.least > 1:
         raise UsageError(f"--workers {config.workers}: --address none has one worker, this process")
     if config.gpus_per_worker is not None:
         raise UsageError("--gpus-per-worker: --address none places nothing; choose with --device")

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from dino_ray import identity
 from dino_ray.config import UpscaleConfig
 from dino_ray.errors import UsageError
 from dino_ray.resolve import resolve
+from dino_ray.workers import Workers
 
 
 @pytest.mark.parametrize(
@@ -18,7 +24,14 @@ from dino_ray.resolve import resolve
         ({"scale": 0.5}, r"--scale must be greater than or equal to 1"),
         ({"scale": "nan"}, r"--scale must be a finite number"),
         ({"scale": "two"}, r"--scale must be a valid number, not 'two'"),
-        ({"workers": 0}, r"--workers must be a number from 1 to 4096 or auto, not 0"),
+        (
+            {"workers": 0},
+            r"--workers must be a number such as 4, a range such as 2:16, or auto, within 1 to 4096, not 0",
+        ),
+        ({"workers": "16:2"}, r"--workers must be .*, not '16:2'"),
+        ({"workers": "2:"}, r"--workers must be .*, not '2:'"),
+        ({"workers": True}, r"--workers must be .*, not True"),
+        ({"batch": 0}, r"--batch must be greater than or equal to 1"),
         ({"seed": -1}, r"--seed must be"),
         ({"base": "magic"}, r"--base must be 'auto', 'net' or 'lanczos', not 'magic'"),
         ({"sacle": 2}, r"unknown option 'sacle'; the options are scale, "),
@@ -35,6 +48,9 @@ def test_an_option_that_cannot_be_is_refused_by_name(options: dict[str, object],
         ({"model": "none", "steps": 3}, "--steps needs a diffusion model"),
         ({"model": "none", "denoise": 0.5}, "--denoise needs a diffusion model"),
         ({"model": "none", "prompt": "a cat"}, "--prompt needs a diffusion model"),
+        ({"model": "none", "batch": 4}, "--batch needs a diffusion model"),
+        ({"denoise": 0, "batch": 4}, "--batch has nothing to act on"),
+        ({"address": "none", "workers": "2:3"}, "--workers 2:3: --address none has one worker"),
         ({"model": "none", "threads": 4}, "--threads has nothing to act on"),
         ({"sampler": "heun"}, "--sampler heun: differs from euler from --steps 2 on"),
         ({"denoise": 0, "steps": 5}, "--steps has nothing to act on"),
@@ -91,3 +107,43 @@ def test_a_bad_config_file_is_named(tmp_path: Path, content: str, says: str) -> 
 def test_a_missing_config_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no\.yaml: can't be read"):
         UpscaleConfig.from_yaml(tmp_path / "no.yaml", {})
+
+
+@pytest.mark.parametrize(
+    ("value", "least", "most"),
+    [("auto", 1, None), (4, 4, 4), ("4", 4, 4), ("2:16", 2, 16), (" 3:3 ", 3, 3), (Workers(2, 5), 2, 5)],
+)
+def test_workers_are_a_number_or_a_range(value: object, least: int, most: int | None) -> None:
+    config = UpscaleConfig.parse({"workers": value})
+    assert config.workers == Workers(least, most)
+    written = json.loads(json.dumps(config.model_dump()))
+    assert UpscaleConfig.parse(written) == config
+
+
+@given(st.integers(1, 50), st.one_of(st.none(), st.integers(0, 50)), st.integers(1, 50))
+def test_there_are_no_idle_workers_but_those_asked_for_outright(
+    least: int, more: int | None, tiles: int
+) -> None:
+    workers = Workers(least, least + more) if more is not None else Workers()
+    at_least, at_most = workers.bounds(tiles)
+    assert at_least == workers.least <= at_most <= max(at_least, tiles)
+    assert workers.most is None or at_most <= workers.most
+    assert Workers.parse(str(workers)) == workers
+
+
+def test_a_range_in_a_file_is_no_number_of_base_60(tmp_path: Path) -> None:
+    file = tmp_path / "options.yaml"
+    file.write_text("workers: 2:16\nseed: 12\nscale: 3\ndenoise: 0.5\nshared: false\n")
+    config = UpscaleConfig.from_yaml(file, {})
+    assert (config.workers, config.seed, config.scale) == (Workers(2, 16), 12, 3)
+    assert (config.denoise, config.shared) == (0.5, False)
+
+
+def test_the_batch_is_among_what_pixels_depend_on() -> None:
+    def pixels(**options: object) -> dict[str, object]:
+        config = UpscaleConfig.parse(options)
+        return identity.of_pixels(np.zeros((2, 2, 3), np.uint8), config, resolve(config), 8, wrap=False)
+
+    one, four = pixels(), pixels(batch=4)
+    assert {name for name in one if one[name] != four[name]} == {"--batch"}
+    assert one == pixels(workers="2:16")

@@ -41,6 +41,7 @@ class Shape:
     refines: Literal["lanczos", "net", "bundled"] | None
     """With what a replica makes tiles; None: with something whose memory is not known here."""
     tile_pixels: int
+    """Of a tile."""
     tile_bytes: int
     """Of a tile at 16 bits."""
     canvas_pixels: int
@@ -50,6 +51,8 @@ class Shape:
     """Height of a cell."""
     export: Literal["rows", "blocks", "whole"]
     """How the format is written: from top to bottom by libvips, block by block, or with all of it in memory."""
+    batch: int = 1
+    """Tiles that a replica refines at once."""
 
 
 def typical_memory(shape: Shape, feature_bytes: int = 0) -> dict[str, float]:
@@ -64,7 +67,8 @@ def typical_memory(shape: Shape, feature_bytes: int = 0) -> dict[str, float]:
     replica = None
     if shape.refines is not None:
         replica = (
-            TORCH_MB[shape.refines] + (TILE_BYTES[shape.refines] * shape.tile_pixels + feature_bytes) / MB
+            TORCH_MB[shape.refines]
+            + (TILE_BYTES[shape.refines] * shape.tile_pixels * shape.batch + feature_bytes) / MB
         )
     if shape.engine == "ray":
         worker = PROCESS_MB + RAY_WORKER_MB

@@ -119,7 +119,7 @@ def rehearse(
 def tiles_aside(settings: Settings, workers: int) -> int:
     """Tiles in a row, and in a column, of the warm image of a rehearsal."""
     aside = TILES_ASIDE_OF_MODEL if settings.model is not None else TILES_ASIDE[settings.base]
-    return max(aside, math.ceil(math.sqrt(TILES_PER_WORKER * workers)))
+    return max(aside, math.ceil(math.sqrt(TILES_PER_WORKER * workers * settings.batch)))
 
 
 # ---- what is rehearsed

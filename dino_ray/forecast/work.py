@@ -67,6 +67,7 @@ def shape_of(image: Image, config: UpscaleConfig, settings: Settings) -> Shape:
         canvas_pixels=grid.width * grid.height,
         row_bytes=grid.width * info.bands * np.dtype(image.dtype).itemsize,
         band_rows=grid.ys.cell,
+        batch=settings.batch,
         export="whole" if name.endswith("webp") else "blocks" if name.endswith(BY_BLOCKS) else "rows",
     )
 
