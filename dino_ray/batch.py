@@ -15,7 +15,7 @@ from dino_ray.errors import DinoRayError, UsageError
 from dino_ray.files import check_place, write_whole
 from dino_ray.job import Finished, upscale_images
 from dino_ray.jobfolder import Existing
-from dino_ray.places import is_url, shown
+from dino_ray.places import is_file, is_url, local_path, read_bytes, shown
 from dino_ray.raster.source import probe
 from dino_ray.report.run import UpscaleReport
 from dino_ray.request import Image, check_file
@@ -36,7 +36,7 @@ class Batch:
     config: UpscaleConfig
     settings: Settings
     images: list[Image]
-    report: Path | None
+    report: str | None
     existing: Existing
     strict: bool
     several: bool
@@ -48,10 +48,10 @@ class Batch:
     @classmethod
     def check(
         cls,
-        pairs: Sequence[tuple[str, Path]],
+        pairs: Sequence[tuple[str, str | Path]],
         config: UpscaleConfig,
         *,
-        report: Path | None = None,
+        report: str | Path | None = None,
         existing: Existing = "resume",
         strict: bool = False,
         before_outputs: Callable[[], None] = lambda: None,
@@ -63,7 +63,7 @@ class Batch:
         pairs
             Source and output of each image.
         report
-            Where the report goes, if anywhere.
+            Where the report goes, if anywhere: a path or an address.
         strict
             Whether one image that can't be upscaled stops the others.
         before_outputs
@@ -75,17 +75,17 @@ class Batch:
             If an option can't be honoured, or the only image, or with ``strict`` any, can't be read or written.
         """
         if report is not None:
+            report = str(report)
             check_place(report, "--report")
-            local = [file for source, output in pairs for file in (source, output) if not is_url(file)]
-            if any(os.path.realpath(report) == os.path.realpath(file) for file in local):
-                raise UsageError(f"--report {report}: is an input or an output; name another file")
+            if any(_same(report, str(file)) for pair in pairs for file in pair):
+                raise UsageError(f"--report {shown(report)}: is an input or an output; name another file")
         settings = resolve(config)
         several = len(pairs) > 1
         before_outputs()
         batch = cls(config, settings, [], report, existing, strict, several)
         for source, output in pairs:
             try:
-                batch.images.append(check_file(source, output, config, settings, several=several))
+                batch.images.append(check_file(source, str(output), config, settings, several=several))
             except UsageError as error:
                 if strict or not several:
                     raise
@@ -118,7 +118,7 @@ class Batch:
                 strict=self.strict,
                 several=self.several,
                 # Of several images, one that is resumed alone must not take the place of all in the report.
-                report=str(self.report.absolute()) if self.report and not self.several else None,
+                report=_absolute(self.report) if self.report and not self.several else None,
                 standing=self.standing,
             )
             self.failures += [(image.name, error) for image, error in failed]
@@ -134,7 +134,17 @@ class Batch:
         write_whole(self.report, (body + "\n").encode(errors="backslashreplace"), "--report")
 
 
-def check_replaced(output: Path, report: Path | None) -> None:
+def _same(place: str, other: str) -> bool:
+    if is_url(place) or is_url(other):
+        return place == other
+    return os.path.realpath(local_path(place)) == os.path.realpath(local_path(other))
+
+
+def _absolute(place: str) -> str:
+    return place if is_url(place) else os.path.abspath(local_path(place))
+
+
+def check_replaced(output: str | Path, report: str | Path | None) -> None:
     """Refuse to write over what is no older result: the names come from a job's file, not from the user.
 
     Raises
@@ -142,18 +152,19 @@ def check_replaced(output: Path, report: Path | None) -> None:
     UsageError
         If the output is there and is no image, or the report and is no JSON.
     """
-    for path, kind, is_older in ((output, "image", _is_image), (report, "report", _is_json)):
-        if path is not None and path.is_file() and not is_older(path):
+    for place, kind, is_older in ((output, "image", _is_image), (report, "report", _is_json)):
+        if place is not None and is_file(place) and not is_older(str(place)):
             raise UsageError(
-                f"{path}: the job would write over it, and it is no {kind}; move it, or give the whole command again"
+                f"{shown(place)}: the job would write over it, and it is no {kind}; "
+                "move it, or give the whole command again"
             )
 
 
-def _is_image(path: Path) -> bool:
-    if path.suffix == ".dzi":  # of which only the tiles are images
-        return _DEEP_ZOOM in path.read_bytes()[:_DEEP_ZOOM_START]
+def _is_image(place: str) -> bool:
+    if place.endswith(".dzi"):  # of which only the tiles are images
+        return _DEEP_ZOOM in read_bytes(place, _DEEP_ZOOM_START)
     try:
-        probe(str(path))
+        probe(place)
     except UsageError:
         return False
     return True
@@ -163,8 +174,8 @@ _DEEP_ZOOM, _DEEP_ZOOM_START = b"schemas.microsoft.com/deepzoom", 1000
 """What a Deep Zoom file has in its first bytes."""
 
 
-def _is_json(path: Path) -> bool:
+def _is_json(place: str) -> bool:
     try:
-        return isinstance(json.loads(path.read_bytes()), dict | list)
+        return isinstance(json.loads(read_bytes(place)), dict | list)
     except ValueError:
         return False

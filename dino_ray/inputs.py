@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import posixpath
 import re
 import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,7 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from dino_ray.errors import UsageError
+from dino_ray import places
+from dino_ray.errors import JobError, UsageError
 from dino_ray.places import is_url, shown
 
 IMAGE_SUFFIXES = (
@@ -20,6 +22,9 @@ IMAGE_SUFFIXES = (
     *(".jxl", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".svg"),
 )
 """What counts as an image in a folder that was named as a whole; a file that is named itself may be called anything."""
+
+FOLDER_SUFFIXES = (".zarr",)
+"""Of images that are folders: one of that name is the output, not a folder to put it in."""
 
 FIELDS = ("stem", "name", "suffix", "folder", "scale", "index")
 """What stands in braces in an output template."""
@@ -63,7 +68,7 @@ def expand(named: Sequence[str]) -> list[Input]:
     found: dict[str, Input] = {}
     for name in named:
         for image in _expand_one(name):
-            file = image.path if is_url(image.path) else os.path.realpath(image.path)
+            file = _file(image.path)
             if file not in found or os.path.islink(found[file].path) > os.path.islink(image.path):
                 found[file] = image
     return list(found.values())
@@ -114,7 +119,7 @@ def _below(root: str, path: str) -> str:
     return "" if folder == "." else folder
 
 
-def outputs(inputs: Sequence[Input], output: str, scale: float, suffix: str) -> list[Path]:
+def outputs(inputs: Sequence[Input], output: str, scale: float, suffix: str) -> list[str]:
     """Where each result goes: ``output`` is a file, a folder, or a template such as ``'out/{stem}@{scale}x.png'``.
 
     Parameters
@@ -122,8 +127,8 @@ def outputs(inputs: Sequence[Input], output: str, scale: float, suffix: str) -> 
     inputs
         From ``expand``.
     output
-        In a template, braces hold one of ``FIELDS``, with a format if need be (``{index:03}``); a brace itself is
-        doubled. Several inputs make a plain name a folder.
+        A path, or an fsspec address such as ``s3://bucket/out/``. In a template, braces hold one of ``FIELDS``, with a
+        format if need be (``{index:03}``); a brace itself is doubled. Several inputs make a plain name a folder.
     suffix
         With its dot, of the files in a folder.
 
@@ -137,29 +142,44 @@ def outputs(inputs: Sequence[Input], output: str, scale: float, suffix: str) -> 
         raise UsageError(
             "-o: is empty; name a file, a folder, or a template such as 'out/{stem}@{scale}x.png'"
         )
-    if is_url(output):
-        raise UsageError(
-            f"-o {shown(output)}: results are written to local files; name one, and copy it there"
-        )
     if "{" in output or "}" in output:
         results = list(_from_template(inputs, output, scale))
-    elif os.path.isdir(output) or output.endswith(("/", os.sep)) or len(inputs) > 1:
-        results = [Path(output, f"{Path(image.name).stem}@{scale:g}x{suffix}") for image in inputs]
+    elif len(inputs) > 1 or _is_folder(output):
+        results = [
+            _plain(places.join(output, f"{Path(image.name).stem}@{scale:g}x{suffix}")) for image in inputs
+        ]
     else:
-        results = [Path(output)]
+        results = [_plain(output)]
     _check_distinct(inputs, results)
     return results
 
 
-def make_folders(results: Iterable[Path], output: str) -> None:
+def _is_folder(output: str) -> bool:
+    if output.endswith(("/", os.sep)):
+        return True
+    try:
+        return places.is_folder(output) and not output.lower().endswith(FOLDER_SUFFIXES)
+    except JobError:  # who may write need not be allowed to look; and what is wrong there, writing says
+        return False
+
+
+def _plain(place: str) -> str:
+    """A place as it is meant: an address as it is, a path without dots and doubled slashes."""
+    return place if is_url(place) else str(places.local_path(place))
+
+
+def make_folders(results: Iterable[str], output: str) -> None:
     """Make the folders that a folder or a template asks for; a plain file's folder has to be there.
+
+    Behind addresses, folders are made where there are any as files are written.
 
     Raises
     ------
     UsageError
         If one can't be made.
     """
-    for folder in dict.fromkeys(path.parent for path in results if str(path) != output):
+    asked = (Path(place) for place in results if place != _plain(output) and not is_url(place))
+    for folder in dict.fromkeys(path.parent for path in asked):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -168,9 +188,8 @@ def make_folders(results: Iterable[Path], output: str) -> None:
             ) from error
 
 
-def _from_template(inputs: Sequence[Input], template: str, scale: float) -> Iterator[Path]:
+def _from_template(inputs: Sequence[Input], template: str, scale: float) -> Iterator[str]:
     _check_template(template)
-    root = os.path.realpath(_fixed_folder(template, lambda part: "{" in part) or ".")
     for index, image in enumerate(inputs, 1):
         name = Path(image.name)
         values = {
@@ -181,11 +200,24 @@ def _from_template(inputs: Sequence[Input], template: str, scale: float) -> Iter
             "scale": f"{scale:g}",
             "index": index,
         }
-        result = _filled(template, values)
-        inside = os.path.realpath(result.parent)
-        if inside != root and not inside.startswith(root.rstrip(os.sep) + os.sep):
-            raise UsageError(f"-o {template}: {image.path} would become {result}, outside of {root}; refused")
+        result = _plain(_filled(template, values))
+        root = _left(template, result)
+        if root is not None:
+            raise UsageError(
+                f"-o {shown(template)}: {shown(image.path)} would become {shown(result)}, outside of {root}; refused"
+            )
         yield result
+
+
+def _left(template: str, result: str) -> str | None:
+    """The folder that a template names, if a result of it is not in there."""
+    if is_url(template):
+        fixed = template.partition("{")[0].rpartition("/")[0]
+        below = posixpath.normpath(result.removeprefix(fixed).lstrip("/"))
+        return shown(fixed) if below.split("/")[0] == ".." else None
+    root = os.path.realpath(_fixed_folder(template, lambda part: "{" in part) or ".")
+    inside = os.path.realpath(os.path.dirname(result))
+    return None if inside == root or inside.startswith(root.rstrip(os.sep) + os.sep) else root
 
 
 def _check_template(template: str) -> None:
@@ -193,36 +225,43 @@ def _check_template(template: str) -> None:
     try:
         parts = [part for part in string.Formatter().parse(template) if part[1] is not None]
     except ValueError as error:
-        raise UsageError(f"-o {template}: is no valid template ({error}); write {{{{ for a brace") from error
+        raise UsageError(
+            f"-o {shown(template)}: is no valid template ({error}); write {{{{ for a brace"
+        ) from error
     for _, field, spec, conversion in parts:
         # Nor what reaches into attributes, such as {stem.__class__}.
         if field not in FIELDS or conversion or "{" in (spec or ""):
             raise UsageError(
-                f"-o {template}: {{{field}}} is not known; use {known}, or write {{{{ for a brace"
+                f"-o {shown(template)}: {{{field}}} is not known; use {known}, or write {{{{ for a brace"
             )
     if template.endswith(("/", os.sep)):
-        raise UsageError(f"-o {template}: names a folder; add a file name such as {{stem}}.png")
+        raise UsageError(f"-o {shown(template)}: names a folder; add a file name such as {{stem}}.png")
 
 
-def _filled(template: str, values: Mapping[str, Any]) -> Path:
+def _filled(template: str, values: Mapping[str, Any]) -> str:
     try:
-        return Path(template.format(**values))
+        return template.format(**values)
     except (ValueError, KeyError, IndexError) as error:
-        raise UsageError(f"-o {template}: is no valid template ({error})") from error
+        raise UsageError(f"-o {shown(template)}: is no valid template ({error})") from error
 
 
-def _check_distinct(inputs: Sequence[Input], results: Sequence[Path]) -> None:
-    read = {os.path.realpath(image.path): image for image in inputs if not is_url(image.path)}
+def _check_distinct(inputs: Sequence[Input], results: Sequence[str]) -> None:
+    read = {_file(image.path): image for image in inputs}
     taken: dict[str, Input] = {}
     for image, result in zip(inputs, results, strict=True):
-        place = os.path.realpath(result)
+        place = _file(result)
         if place in read:
             raise UsageError(
-                f"{image.path} would be written over the input {read[place].path}; name another output"
+                f"{shown(image.path)} would be written over the input {shown(read[place].path)}; name another output"
             )
         if place in taken:
             raise UsageError(
-                f"{taken[place].path} and {image.path} would both become {result}; "
+                f"{shown(taken[place].path)} and {shown(image.path)} would both become {shown(result)}; "
                 "use a template such as 'out/{folder}/{name}.png', or upscale them one by one"
             )
         taken[place] = image
+
+
+def _file(place: str) -> str:
+    """The same for all names of a file."""
+    return place if is_url(place) else os.path.realpath(places.local_path(place))

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 
+from dino_ray import places
 from dino_ray.config import UpscaleConfig
 from dino_ray.engine.drive import drive
 from dino_ray.engine.protocol import (
@@ -121,7 +122,7 @@ def upscale_images(
                     _upscale(job, settings, engine_room, hear)
                     made = books.report(image, job.canvas, config, settings, job.folder.manifest.poisoned)
                     finished(image, job.canvas, made)
-                job.folder.finish(note_of(image, made), keep_note=several)
+                job.folder.finish(note_of(image, settings, made), keep_note=several)
                 standing.done += 1
             except DinoRayError as error:
                 if strict or not several:
@@ -156,7 +157,7 @@ def _upscale(job: Job, settings: Settings, engine_room: _EngineRoom, listen: Lis
     if image.output is not None:
         listen(StageStarted("export"))
         export(job.canvas, image.info, image.output, settings.export)
-    listen(ImageDone(str(image.output or "")))
+    listen(ImageDone(image.output_name))
 
 
 def _task(job: Job, settings: Settings) -> ImageTask:
@@ -194,8 +195,8 @@ def _noting(job: Job, engine_room: _EngineRoom, listen: Listener) -> Listener:
         devices = folder.manifest.devices
         if job.cells_done and device not in devices:
             raise UsageError(
-                f"the job in {folder.place} was made on {' and '.join(devices)}, now {device}, which may round "
-                "otherwise; go on there, or start over with --fresh"
+                f"the job in {places.shown(folder.place)} was made on {' and '.join(devices)}, now {device}, "
+                "which may round otherwise; go on there, or start over with --fresh"
             )
         if device not in devices:
             folder.update(devices=(*devices, device))

@@ -91,6 +91,11 @@ class Manifest:
         if self.finished is not None and not {"output", "report"} <= set(self.finished):
             raise ValueError("finished lacks a report")
 
+    @property
+    def is_anywhere(self) -> bool:
+        """Whether all that it names are addresses, so that it can be gone on with in any folder of any machine."""
+        return all(places.is_url(place) for place in (self.source, self.output, self.report) if place)
+
 
 _KINDS: Mapping[str, Any] = {
     **dict.fromkeys(("source", "output", "cwd"), str),
@@ -126,12 +131,15 @@ def _as_stored(pixels: Mapping[str, Any]) -> dict[str, Any]:
     return stored
 
 
-def default_place(output: Path) -> str:
-    """The folder of an output's job: beside it, on the disk that has to hold the result anyway."""
-    name = output.name + SUFFIX
+def default_place(output: str) -> str:
+    """The folder of an output's job: beside it, on the disk or in the store that has to hold the result anyway."""
+    if places.is_url(output):
+        return output + SUFFIX
+    path = Path(output)
+    name = path.name + SUFFIX
     if len(os.fsencode(name)) > _LONGEST_NAME:
-        name = hashlib.sha256(os.fsencode(output.name)).hexdigest()[:32] + SUFFIX
-    return os.path.abspath(output.parent / name)
+        name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32] + SUFFIX
+    return os.path.abspath(path.parent / name)
 
 
 def read_manifest(place: str) -> Manifest | None:
@@ -152,10 +160,12 @@ def read_manifest(place: str) -> Manifest | None:
         manifest = replace(manifest, devices=tuple(manifest.devices))
     except (ValueError, TypeError, AttributeError) as error:
         raise UsageError(
-            f"{place}: its {_MANIFEST} can't be read ({error}); start over with --fresh"
+            f"{places.shown(place)}: its {_MANIFEST} can't be read ({error}); start over with --fresh"
         ) from error
     if manifest.format != FORMAT:
-        raise UsageError(f"{place}: was made by another version of dino-ray; start over with --fresh")
+        raise UsageError(
+            f"{places.shown(place)}: was made by another version of dino-ray; start over with --fresh"
+        )
     return manifest
 
 
@@ -168,14 +178,14 @@ def resumable(place: str) -> list[tuple[str, Manifest]]:
         If there is none.
     """
     found = {place: read_manifest(place)}
-    if not places.is_url(place) and os.path.isdir(place):
-        folders = [places.join(place, name) for name in sorted(os.listdir(place)) if name.endswith(SUFFIX)]
-        found |= {folder: read_manifest(folder) for folder in folders}
+    names = places.list_names(place) if places.is_folder(place) else set()
+    folders = [places.join(place, name) for name in sorted(names) if name.endswith(SUFFIX)]
+    found |= {folder: read_manifest(folder) for folder in folders}
     # One that is finished, but was killed before all was cleared up, is taken only if it is named itself.
     jobs = [(folder, job) for folder, job in found.items() if job and (not job.finished or folder == place)]
     if not jobs:
         raise UsageError(
-            f"{place}: holds no unfinished job; name the folder that an interrupted job has left"
+            f"{places.shown(place)}: holds no unfinished job; name the folder that an interrupted job has left"
         )
     return jobs
 
@@ -224,21 +234,26 @@ class JobFolder:
             depend on something that has changed since.
         """
         there = places.exists(place)
-        names = _names(place) if there else set()
+        names = places.list_names(place) if there else set()
         strangers = {name for name in names - set(_OURS) if not name.startswith(f".{_MANIFEST}.")}
         if strangers and _MANIFEST not in names:
             raise UsageError(
-                f"--job-dir {place}: holds other files, such as {min(strangers)}; name an empty or a new folder"
+                f"--job-dir {places.shown(place)}: holds other files, such as {min(strangers)}; "
+                "name an empty or a new folder"
             )
         if not there and existing == "must":
-            raise UsageError(f"{place}: there is no job to resume; leave --resume out to start one")
+            raise UsageError(
+                f"{places.shown(place)}: there is no job to resume; leave --resume out to start one"
+            )
         made = not there or bool(names)  # by us, if anything of ours is there: an earlier run was killed
         # A URL may hold a password or a signature, which the manifest needs, and nobody else.
-        lock = _locked(place, private=places.shown(manifest.source) != manifest.source)
+        lock = _locked(place, private=any(map(_holds_secrets, (manifest.source, manifest.output))))
         try:
             before = None if existing == "fresh" else read_manifest(place)
             if existing == "must" and before is None:
-                raise UsageError(f"{place}: there is no job to resume; leave --resume out to start one")
+                raise UsageError(
+                    f"{places.shown(place)}: there is no job to resume; leave --resume out to start one"
+                )
             if before is not None:
                 _check_same(place, before, manifest)
                 return cls(place, replace(before, config=manifest.config), resumed=True, made=True, lock=lock)
@@ -333,20 +348,24 @@ def _check_same(place: str, then: Manifest, now: Manifest) -> None:
     said = difference(then.pixels, now.pixels)
     if said:
         raise UsageError(
-            f"the job in {place} was made with {said}; give the same again to go on, or --fresh to start over"
+            f"the job in {places.shown(place)} was made with {said}; give the same again to go on, "
+            "or --fresh to start over"
         )
     if then.output and now.output and _absolute(then) != _absolute(now):
         raise UsageError(
-            f"the job in {place} writes {_absolute(then)}, now {_absolute(now)}; "
+            f"the job in {places.shown(place)} writes {places.shown(_absolute(then))}, "
+            f"now {places.shown(_absolute(now))}; "
             "name another --job-dir, or --fresh to start over"
         )
 
 
-def _names(place: str) -> set[str]:
-    return set(places.list_files(place)) if places.is_url(place) else set(os.listdir(place))
+def _holds_secrets(place: str) -> bool:
+    return places.shown(place) != place
 
 
 def _absolute(manifest: Manifest) -> str:
+    if places.is_url(manifest.output):
+        return manifest.output
     return os.path.realpath(os.path.join(manifest.cwd, manifest.output))
 
 

@@ -13,16 +13,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dino_ray import identity, places
+from dino_ray import identity, places, uploads
 from dino_ray.config import UpscaleConfig
 from dino_ray.errors import UsageError
 from dino_ray.jobfolder import Existing, JobFolder, Manifest
 from dino_ray.raster.canvas import Canvas
+from dino_ray.raster.export import root_file, scratch_bytes, scratch_folder
 from dino_ray.raster.source import Source, ingest, ingest_array, needs_bytes, open_source, stored_bytes
 from dino_ray.raster.wrapped import Wrapped
 from dino_ray.report.run import UpscaleReport
@@ -95,6 +95,8 @@ def open_job(
     stop: Callable[[], bool],
 ) -> Job | UpscaleReport:
     """Open an image's job, new or resumed; if an earlier run has finished it, the report of that."""
+    if image.output is not None and places.is_url(image.output):
+        uploads.check_writable(image.output)
     if image.place is None:
         return _fill(JobFolder.temporary(_manifest(image, config, {})), image, settings, stop)
     depth = 8 * np.dtype(image.dtype).itemsize
@@ -103,13 +105,13 @@ def open_job(
     folder = JobFolder.open(image.place, manifest, existing)
     note = folder.manifest.finished
     if note is not None:
-        if image.output is not None and note["output"] == _state_of(image.output):
+        if image.output is not None and note["output"] == _state_of(image, settings):
             folder.leave(worth_keeping=True)
             try:
                 return UpscaleReport.from_dict(note["report"])
             except (KeyError, TypeError, ValueError, AttributeError) as error:
                 raise UsageError(
-                    f"{image.place}: its report can't be read; start over with --fresh"
+                    f"{places.shown(image.place)}: its report can't be read; start over with --fresh"
                 ) from error
         folder.leave(worth_keeping=True)
         folder = JobFolder.open(image.place, manifest, "fresh")
@@ -119,8 +121,7 @@ def open_job(
 def _fill(folder: JobFolder, image: Image, settings: Settings, stop: Callable[[], bool]) -> Job:
     """Have the source and the canvas in a job's folder."""
     try:
-        if not folder.resumed:
-            _check_room(folder, image, settings)
+        _check_room(folder, image, settings)
         source = _source(folder, image, settings, stop)
         canvas = _canvas(folder, image)
         columns = image.grid.xs.n_cells
@@ -155,7 +156,8 @@ def _canvas(folder: JobFolder, image: Image) -> Canvas:
     if folder.resumed and (found := Canvas.find(folder.canvas)):
         if found != wanted:
             raise UsageError(
-                f"the job in {folder.place} was laid out by another version of dino-ray; --fresh starts over"
+                f"the job in {places.shown(folder.place)} was laid out by another version of dino-ray; "
+                "--fresh starts over"
             )
         found.clean()
         return found
@@ -165,18 +167,36 @@ def _canvas(folder: JobFolder, image: Image) -> Canvas:
 
 
 def _check_room(folder: JobFolder, image: Image, settings: Settings) -> None:
-    """Refuse a job that its disk can't hold."""
-    free = places.free_bytes(folder.place)
-    if isinstance(image.source, str) and not is_shared(folder, settings):
-        source_bytes = needs_bytes(image.source, settings.read)
-    else:
-        source_bytes = stored_bytes(image.info)
-    need = image.canvas_bytes + source_bytes
-    if free is not None and free < need:
+    """Refuse a job that its disks can't hold."""
+    job = 0 if folder.resumed else _job_bytes(folder, image, settings)
+    scratch = _scratch_bytes(image, settings)
+    aside = scratch_folder()
+    together = bool(job and scratch) and places.same_disk(folder.place, aside)
+    free = places.free_bytes(folder.place) if job else None
+    if free is not None and free < (need := job + (scratch if together else 0)):
         raise UsageError(
             f"{folder.place}: the job needs {_size(need)} there while it runs, and {_size(free)} are "
             "free; make room, or name a folder on another disk with --job-dir"
         )
+    free = places.free_bytes(aside) if scratch else None
+    if free is not None and free < scratch:
+        raise UsageError(
+            f"{image.output_name}: is made in {aside} before it is sent, which takes up to {_size(scratch)}, and "
+            f"{_size(free)} are free; make room, or name a folder on another disk with TMPDIR"
+        )
+
+
+def _job_bytes(folder: JobFolder, image: Image, settings: Settings) -> int:
+    if isinstance(image.source, str) and not is_shared(folder, settings):
+        return image.canvas_bytes + needs_bytes(image.source, settings.read)
+    return image.canvas_bytes + stored_bytes(image.info)
+
+
+def _scratch_bytes(image: Image, settings: Settings) -> int:
+    if image.output is None:
+        return 0
+    size = (image.grid.width, image.grid.height, image.info.bands)
+    return scratch_bytes(image.output, *size, image.dtype, settings.export)
 
 
 def _size(n_bytes: int) -> str:
@@ -186,20 +206,17 @@ def _size(n_bytes: int) -> str:
 def _manifest(image: Image, config: UpscaleConfig, pixels: dict[str, object]) -> Manifest:
     return Manifest(
         source=image.source if isinstance(image.source, str) else image.name,
-        output=str(image.output or ""),
+        output=image.output or "",
         cwd=os.getcwd(),
         config={name: getattr(config, name) for name in sorted(config.model_fields_set)},
         pixels=pixels,
     )
 
 
-def note_of(image: Image, report: UpscaleReport) -> dict[str, object]:
-    return {"output": _state_of(image.output) if image.output else None, "report": asdict(report)}
+def note_of(image: Image, settings: Settings, report: UpscaleReport) -> dict[str, object]:
+    """What a finished image's job folder keeps, so that the same command passes it over."""
+    return {"output": _state_of(image, settings), "report": asdict(report)}
 
 
-def _state_of(output: Path) -> list[int] | None:
-    try:
-        facts = output.stat()
-    except OSError:
-        return None
-    return [facts.st_size, facts.st_mtime_ns]
+def _state_of(image: Image, settings: Settings) -> list[int | str] | None:
+    return None if image.output is None else places.state_of(root_file(image.output, settings.export))

@@ -350,11 +350,23 @@ def free_bytes(place: str | Path) -> int | None:
     """
     if is_url(place):
         return None
-    path = Path(os.path.abspath(local_path(place)))
     with explained(place, "read"):
-        while not path.exists():
-            path = path.parent
-        return shutil.disk_usage(path).free
+        return shutil.disk_usage(_existing(place)).free
+
+
+def same_disk(place: str | Path, other: str | Path) -> bool:
+    """Whether two local places lie, or would lie, on one disk."""
+    if is_url(place) or is_url(other):
+        return False
+    return _existing(place).stat().st_dev == _existing(other).stat().st_dev
+
+
+def _existing(place: str | Path) -> Path:
+    """The place, or the first folder above it that is there."""
+    path = Path(os.path.abspath(local_path(place)))
+    while not path.exists():
+        path = path.parent
+    return path
 
 
 @contextlib.contextmanager

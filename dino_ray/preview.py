@@ -16,6 +16,7 @@ from dino_ray.forecast.costs import MB, Costs, Stages, Work, memory, turns
 from dino_ray.forecast.memory import typical_memory
 from dino_ray.forecast.work import UINT16_BYTES, shape_of, work_of
 from dino_ray.inputs import Input, outputs
+from dino_ray.places import is_url
 from dino_ray.raster.export import default_suffix
 from dino_ray.request import Image, check_file
 from dino_ray.resolve import Settings, resolve
@@ -160,7 +161,7 @@ def plan_jobs(
     return preview(images, config, settings, workers, costs)
 
 
-def look(source: str, output: Path, config: UpscaleConfig, settings: Settings, *, several: bool) -> Image:
+def look(source: str, output: str, config: UpscaleConfig, settings: Settings, *, several: bool) -> Image:
     """Check a source and its output as the job would, without making the folder that an output is to lie in.
 
     Raises
@@ -168,10 +169,12 @@ def look(source: str, output: Path, config: UpscaleConfig, settings: Settings, *
     UsageError
         As ``check_file``.
     """
-    place, name = output, output.name
+    if is_url(output):
+        return check_file(source, output, config, settings, several=several)
+    place, name = Path(output), Path(output).name
     while not place.parent.exists():
-        place, name = place.parent, f".{output.name}"  # by another name: the same may be taken up there
-    image = check_file(source, place.parent / name, config, settings, several=several)
+        place, name = place.parent, f".{Path(output).name}"  # by another name: the same may be taken up there
+    image = check_file(source, str(place.parent / name), config, settings, several=several)
     return replace(image, output=output)
 
 
@@ -223,7 +226,7 @@ def _preview(
         else typical_memory(shape_of(image, config, settings), work.feature_bytes)
     )
     return JobPreview(
-        source=str(image.source),
+        source=image.name,
         source_width=info.width,
         source_height=info.height,
         bands=info.bands,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -25,8 +24,8 @@ class Image:
     source: str | np.ndarray
     """A local path, a URL, or pixels."""
     info: SourceInfo
-    output: Path | None
-    """None: the result is read from the canvas, no file is written."""
+    output: str | None
+    """A local path or an address; None: the result is read from the canvas, no file is written."""
     scaling: Scaling
     grid: Grid
     dtype: Depth
@@ -40,6 +39,11 @@ class Image:
         return places.shown(self.source) if isinstance(self.source, str) else self.info.name
 
     @property
+    def output_name(self) -> str:
+        """The output for messages and reports, as `name`; empty if there is none."""
+        return places.shown(self.output or "")
+
+    @property
     def canvas_bytes(self) -> int:
         """Disk that its canvas takes: border cells are stored whole."""
         cell = self.grid.xs.cell * self.grid.ys.cell
@@ -47,7 +51,7 @@ class Image:
 
 
 def check_file(
-    source: str, output: Path | None, config: UpscaleConfig, settings: Settings, *, several: bool = False
+    source: str, output: str | None, config: UpscaleConfig, settings: Settings, *, several: bool = False
 ) -> Image:
     """Look at a file's header and at its output's place, before any work.
 
@@ -68,7 +72,7 @@ def check_file(
     dtype = _dtype(info, settings)
     if output is not None:
         size = (grid.width, grid.height, info.bands)
-        check_output(output, *size, info.dtype, None if places.is_url(source) else source, settings.export)
+        check_output(output, *size, info.dtype, source, settings.export)
         dtype = output_dtype(output, info.dtype, settings.export)
     return Image(source, info, output, scaling, grid, dtype, _place(config.job_dir, output, several))
 
@@ -86,10 +90,10 @@ def _dtype(info: SourceInfo, settings: Settings) -> Depth:
     return named.get(settings.export.depth, info.dtype)
 
 
-def _place(job_dir: str | None, output: Path | None, several: bool) -> str | None:
+def _place(job_dir: str | None, output: str | None, several: bool) -> str | None:
     """A job's folder."""
     beside = default_place(output) if output is not None else None
     if job_dir is None:
         return beside
     named = job_dir if places.is_url(job_dir) else os.path.abspath(job_dir)
-    return places.join(named, os.path.basename(beside)) if several and beside is not None else named
+    return places.join(named, places.base_name(beside)) if several and beside is not None else named

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,8 +35,9 @@ class Standing:
             return f"{', and '.join(counts)}; go on with the same command"
         if cells:
             return f"{cells}; {_how_to_go_on(image)}"
-        if image.place is not None and os.path.exists(image.place):  # there was no time to clear up
-            return f"nothing was done yet; {image.place} is left, for the same command to use or to remove"
+        if image.place is not None and _is_there(image.place):  # there was no time to clear up
+            left = places.shown(image.place)
+            return f"nothing was done yet; {left} is left, for the same command to use or to remove"
         return "nothing was done yet, and nothing is left behind"
 
 
@@ -60,7 +60,8 @@ def kept_if_cut_short(job: Job, several: bool) -> Iterator[None]:
         try:
             worth_keeping, gone = bool(job.canvas.done()), ""
         except DinoRayError:  # its disk is gone; what is on it is there when the disk is
-            worth_keeping, gone = True, f"what is done of {job.image.info.name} is kept in {place}"
+            worth_keeping = True
+            gone = f"what is done of {job.image.info.name} is kept in {places.shown(place or '')}"
         job.folder.leave(worth_keeping=worth_keeping)
         kept = gone or _cells_kept(job.image, place) if place is not None else ""
         if not kept or not isinstance(error, DinoRayError):
@@ -82,7 +83,14 @@ def _cells_kept(image: Image, place: str) -> str:
     return f"{done:,} of {image.grid.n_cells:,} cells of {image.info.name} are kept" if done else ""
 
 
+def _is_there(place: str) -> bool:
+    try:
+        return places.exists(place)
+    except DinoRayError:
+        return False
+
+
 def _how_to_go_on(image: Image) -> str:
     if image.output is None:
         return "go on with the same call"
-    return f"go on with: dino-ray resume {shlex.quote(image.place or '')}"
+    return f"go on with: dino-ray resume {shlex.quote(places.shown(image.place or ''))}"

@@ -66,15 +66,15 @@ def test_a_folder_without_images_is_refused(tree: Path) -> None:
 def test_urls_pass_and_are_called_by_their_last_part() -> None:
     image = expand(["s3://bucket/a/photo%201.tif"])[0]
     assert image == Input("s3://bucket/a/photo%201.tif")
-    assert outputs([image], "out/", 2, ".png") == [Path("out/photo 1@2x.png")]
+    assert outputs([image], "out/", 2, ".png") == ["out/photo 1@2x.png"]
 
 
 def test_templates_fill_in_every_field(tree: Path) -> None:
     images = expand(["scans/**/*.tif", "scans/10.png"])
     template = "out/{folder}/{index:03}-{name}-{stem}.{suffix}@{scale}x.png"
     assert outputs(images, template, 2.5, ".png") == [
-        Path("out/sub/deep/001-3.tif-3.tif@2.5x.png"),
-        Path("out/002-10.png-10.png@2.5x.png"),
+        "out/sub/deep/001-3.tif-3.tif@2.5x.png",
+        "out/002-10.png-10.png@2.5x.png",
     ]
 
 
@@ -98,7 +98,7 @@ def test_no_name_leads_a_template_out_of_its_folder(stem: str) -> None:
     except UsageError:
         return
     root = Path("out").resolve()
-    assert root in made.resolve().parents
+    assert root in Path(made).resolve().parents
 
 
 def test_a_folder_field_that_climbs_is_refused() -> None:
@@ -122,6 +122,46 @@ def test_a_file_is_taken_rather_than_a_link_to_it(tmp_path: Path) -> None:
     assert [image.name for image in expand([str(tmp_path)])] == ["photo.png"]
 
 
-def test_an_output_behind_a_url_is_refused_before_any_work() -> None:
-    with pytest.raises(UsageError, match="written to local files"):
-        outputs([Input("photo.jpg")], "s3://bucket/out.png", 2, ".png")
+@pytest.mark.parametrize(
+    ("output", "result"),
+    [
+        ("memory://out/photo.png", "memory://out/photo.png"),
+        ("memory://out/", "memory://out/photo 1@2x.png"),
+        ("memory://out/{scale}/{name}.png", "memory://out/2/photo 1.tif.png"),
+        ("file:///tmp/photo.png", "/tmp/photo.png"),
+    ],
+)
+def test_an_output_may_be_an_address_a_folder_there_or_a_template_of_one(output: str, result: str) -> None:
+    assert outputs([Input("s3://bucket/a/photo%201.tif")], output, 2, ".png") == [result]
+
+
+def test_a_folder_behind_an_address_gets_files_named_after_the_inputs() -> None:
+    import fsspec
+
+    fsspec.filesystem("memory").pipe_file("/there/other.png", b"x")
+    assert outputs([Input("a.png")], "memory://there", 2, ".png") == ["memory://there/a@2x.png"]
+    assert outputs([Input("a.png"), Input("b.png")], "memory://not", 2, ".png") == [
+        "memory://not/a@2x.png",
+        "memory://not/b@2x.png",
+    ]
+
+
+def test_no_folder_leads_a_template_out_of_an_address() -> None:
+    with pytest.raises(UsageError, match="outside of sftp://host/out"):
+        outputs(
+            [Input("x.png", folder="../../etc")], "sftp://me:secret@host/out/{folder}/{stem}.png", 2, ".png"
+        )
+
+
+def test_two_results_at_one_address_and_a_result_over_its_input_are_refused() -> None:
+    with pytest.raises(UsageError, match="would both become"):
+        outputs([Input("a/x.png"), Input("b/x.png")], "memory://out/", 2, ".png")
+    with pytest.raises(UsageError, match="written over the input"):
+        outputs([Input("s3://in/x.png")], "s3://in/{name}", 2, ".png")
+
+
+def test_an_image_that_is_a_folder_is_the_output_and_not_a_place_for_one(tmp_path: Path) -> None:
+    (tmp_path / "out.ome.zarr").mkdir()
+    assert outputs([Input("a.png")], str(tmp_path / "out.ome.zarr"), 2, ".png") == [
+        str(tmp_path / "out.ome.zarr")
+    ]

@@ -89,7 +89,9 @@ def rehearse(
         options = config.model_dump(exclude_unset=True)
         options["job_dir"] = _job_dir(config, folder)
         os.mkdir(os.path.join(folder, "out"))
-        outputs = [os.path.join(folder, "out", f"{name}{image.output.suffix}") for name in ("cold", "warm")]
+        outputs = [
+            os.path.join(folder, "out", f"{name}{Path(image.output).suffix}") for name in ("cold", "warm")
+        ]
         begun = _Begun()
         if whole:
             sources = [image.source] * (2 if several else 1)
@@ -137,8 +139,8 @@ class _Begun:
 
 def _room(image: Image, config: UpscaleConfig) -> str | None:
     """A folder on the disk that the job will work on."""
-    places_on_disk = [config.job_dir, image.output and os.path.dirname(os.path.abspath(image.output))]
-    here = [place for place in places_on_disk if place and not places.is_url(place) and os.path.isdir(place)]
+    folders = [config.job_dir, image.output and (os.path.dirname(image.output) or ".")]
+    here = [place for place in folders if place and not places.is_url(place) and os.path.isdir(place)]
     return here[0] if here else None
 
 

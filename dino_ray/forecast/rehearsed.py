@@ -105,7 +105,7 @@ class _Rehearsal:
 
     def finished(self, image: Image, canvas: Canvas, report: UpscaleReport, last: bool) -> None:
         pixels = pixel_bytes(canvas)
-        size = size_of(image.output)
+        size = size_of(Path(image.output)) if image.output else 0
         self.turns.append(Turn(asdict(report), self._tile_s, size, pixels))
         self.driver_mb = max(self.driver_mb, report.peak_rss_mb["driver"])
         if not last:
@@ -184,9 +184,7 @@ def _fill(rows: Canvas, canvas: Canvas) -> None:
             rows.write(rect, np.pad(pixels, [(0, rect.h - h), (0, rect.w - w), (0, 0)], mode="wrap"))
 
 
-def size_of(path: Path | None) -> int:
-    if path is None:
-        return 0
+def size_of(path: Path) -> int:
     if path.is_dir():
         return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     beside = path.with_name(f"{path.stem}_files")  # a Deep Zoom's tiles
@@ -225,7 +223,7 @@ def main(asked: str, answered: str) -> None:
     request = json.loads(Path(asked).read_text())
     sample = Sample(**request["sample"]) if request["sample"] else None
     try:
-        pairs = [(source, Path(output)) for source, output in request["images"]]
+        pairs = [(source, output) for source, output in request["images"]]
         batch = Batch.check(pairs, UpscaleConfig.parse(request["config"]), strict=True)
         rehearsal = _Rehearsal(sample)
         last = pairs[-1][1]

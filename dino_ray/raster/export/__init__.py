@@ -1,7 +1,7 @@
 """The finished canvas as a file or folder, one module per family of formats.
 
 It is written beside its final name and renamed once it is whole, so whatever goes wrong an older output
-of that name is still there.
+of that name is still there. What goes to an address is made on a local disk and sent once it is whole.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ import logging
 import os
 from pathlib import Path
 
+import numpy as np
 import pyvips
 
+from dino_ray import places
 from dino_ray.errors import JobError, UsageError
 from dino_ray.raster import metadata
 from dino_ray.raster.canvas import Canvas
 from dino_ray.raster.export import deepzoom, jpeg, ome_zarr, png, tiff, webp
 from dino_ray.raster.export.formats import ExportOptions, Format, Labels, listed
-from dino_ray.raster.export.place import beside
+from dino_ray.raster.export.place import making, scratch_folder
 from dino_ray.raster.info import SourceInfo
 from dino_ray.raster.store import Depth
 from dino_ray.raster.vips import one_line
@@ -32,6 +34,9 @@ __all__ = [
     "known_formats",
     "known_suffixes",
     "output_dtype",
+    "root_file",
+    "scratch_bytes",
+    "scratch_folder",
 ]
 
 logger = logging.getLogger(__name__)
@@ -80,7 +85,10 @@ def output_dtype(path: str | Path, source_dtype: Depth, options: ExportOptions =
     if dtype != source_dtype and options.depth is None:
         how = f" with {options.compression} compression" if "uint16" in form.depths else ""
         logger.warning(
-            "%s: %s%s holds 8 bits, so the result is rounded from the source's 16", path, form.name, how
+            "%s: %s%s holds 8 bits, so the result is rounded from the source's 16",
+            places.shown(path),
+            form.name,
+            how,
         )
     return dtype
 
@@ -99,14 +107,14 @@ def check_output(
     Parameters
     ----------
     path
-        Where the result is to go; its suffix names the format unless the options do.
+        Where the result is to go, a path or an address; its suffix names the format unless the options do.
     width, height, bands
         The canvas.
     dtype
         Depth of the source. A format that holds less is no reason to refuse: the canvas is then made in the
         depth that `output_dtype` gives.
     source
-        The input file, which is never written over.
+        The input, a file or an address, which is never written over.
     options
         What was asked for.
 
@@ -118,7 +126,7 @@ def check_output(
     """
     form = _format_of(path, options)
     if source is not None and _same_file(path, source):
-        raise UsageError(f"{path}: is the input file; name another output")
+        raise UsageError(f"{places.shown(path)}: is the input file; name another output")
     form.check(str(path))
     reason = form.shortcoming(width, height, bands)
     if reason is not None:
@@ -128,9 +136,37 @@ def check_output(
         advice = (
             f"; name a {listed([f.suffixes[0] for f in fitting], 'or')} output instead" if fitting else ""
         )
-        raise UsageError(f"{path}: {form.name} {reason}{advice}")
+        raise UsageError(f"{places.shown(path)}: {form.name} {reason}{advice}")
     form.dtype_for(options, dtype)
     form.settle(options, width, height, bands)
+
+
+def root_file(path: str | Path, options: ExportOptions = _DEFAULTS) -> str:
+    """The file of an output that is written last: the output itself, or a folder's index.
+
+    Raises
+    ------
+    UsageError
+        If the format is not known.
+    """
+    return _format_of(path, options).root(str(path))
+
+
+def scratch_bytes(
+    path: str | Path, width: int, height: int, bands: int, dtype: Depth, options: ExportOptions = _DEFAULTS
+) -> int:
+    """What an output of that canvas may take in `scratch_folder` until it is sent: nothing, for a local one.
+
+    Raises
+    ------
+    UsageError
+        As `check_output`.
+    """
+    if not places.is_url(path):
+        return 0
+    form = _format_of(path, options)
+    pixel_bytes = width * height * bands * np.dtype(dtype).itemsize
+    return form.most_bytes(form.settle(options, width, height, bands), pixel_bytes)
 
 
 def export(canvas: Canvas, info: SourceInfo, path: str | Path, options: ExportOptions = _DEFAULTS) -> None:
@@ -147,7 +183,7 @@ def export(canvas: Canvas, info: SourceInfo, path: str | Path, options: ExportOp
     info
         The source that it was made from.
     path
-        Replaced if it exists, once the new output is whole.
+        Replaced if it exists, once the new output is whole; a folder behind an address once it is whole here.
     options
         What was asked for.
 
@@ -168,16 +204,22 @@ def export(canvas: Canvas, info: SourceInfo, path: str | Path, options: ExportOp
     if missing:
         raise JobError(f"{canvas.folder}: {len(missing):,} cells are not done, the first is {missing[0]}")
     settings = form.settle(options, canvas.width, canvas.height, canvas.bands)
-    target = os.path.realpath(path)  # a link stays a link: what it points at is replaced
+    # A link stays a link: what it points at is replaced.
+    target = str(path) if places.is_url(path) else os.path.realpath(path)
+    named = places.shown(path)
+    if places.is_url(path):
+        named += f" (made in {scratch_folder()})"
     try:
-        with beside(target) as partial:
+        with making(target) as partial:
             form.save(canvas, _labels_of(canvas, info), settings, partial)
             form.place(partial, target)
     except OSError as error:
-        raise JobError(f"{path}: cannot be written: {of_disk(error)}") from error
+        raise JobError(f"{named}: cannot be written: {of_disk(error)}") from error
     except pyvips.Error as error:
         reason = one_line(error).replace(f"{partial}: ", "")
-        raise JobError(f"{path}: cannot be written ({reason}); make room on its disk, or check it") from error
+        raise JobError(
+            f"{named}: cannot be written ({reason}); make room on its disk, or check it"
+        ) from error
 
 
 def _format_of(path: str | Path, options: ExportOptions) -> Format:
@@ -187,19 +229,23 @@ def _format_of(path: str | Path, options: ExportOptions) -> Format:
         if by_suffix is not None:
             return by_suffix
         what = f"the suffix {suffix} is not known" if suffix else "has no suffix to tell its format by"
-        raise UsageError(f"{path}: {what}; use one of {', '.join(known_suffixes())}, or add --format")
+        raise UsageError(
+            f"{places.shown(path)}: {what}; use one of {', '.join(known_suffixes())}, or add --format"
+        )
     named = next((form for form in _FORMATS if form.key == options.format), None)
     if named is None:
         raise UsageError(f"--format {options.format}: is not known; use {listed(known_formats(), 'or')}")
     if by_suffix not in (None, named):
         raise UsageError(
-            f"--format {named.key}: {path} ends as another format does; name it {named.suffixes[0]}, "
+            f"--format {named.key}: {places.shown(path)} ends as another format does; name it {named.suffixes[0]}, "
             "or leave --format out"
         )
     return named
 
 
 def _same_file(path: str | Path, source: str | Path) -> bool:
+    if places.is_url(path) or places.is_url(source):
+        return str(path) == str(source)
     try:
         return os.path.samefile(path, source)
     except OSError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 
+from dino_ray import places, uploads
 from dino_ray.errors import UsageError
 from dino_ray.files import check_place
 from dino_ray.raster.canvas import Canvas
@@ -54,6 +55,9 @@ def save(canvas: Canvas, labels: Labels, settings: Settings, path: str) -> None:
 def place(partial: str, target: str) -> None:
     """Move tiles, then the index that names them, to where they belong."""
     index = os.path.join(partial, _NAME + _SUFFIX)
+    if places.is_url(target):
+        uploads.put_folder(os.path.join(partial, _NAME + _TILES), tiles_folder(target), (index, target))
+        return
     flush(index)  # what can fail, before anything is replaced
     replace_folder(os.path.join(partial, _NAME + _TILES), tiles_folder(target))
     os.replace(index, target)
@@ -73,24 +77,24 @@ def check(path: str) -> None:
         If so.
     """
     check_place(path)
-    target = os.path.realpath(path)
-    folder = tiles_folder(target)
-    if os.path.lexists(target) and not _is_index(target):
-        raise UsageError(f"{path}: exists and is no Deep Zoom index; name another output")
-    if not os.path.lexists(folder):
-        return
-    if not os.path.isdir(folder) or os.path.islink(folder):
-        raise UsageError(f"{path}: its tiles belong in {folder}, which is no folder; name another output")
-    strangers = [name for name in os.listdir(folder) if not _LEVEL.fullmatch(name) and name != _PROPERTIES]
-    if strangers or (os.listdir(folder) and not os.path.exists(target)):
+    away = places.is_url(path)
+    target = path if away else os.path.realpath(path)
+    folder, named = tiles_folder(target), places.shown(path)
+    there = places.is_file(target)
+    if there and b"schemas.microsoft.com/deepzoom" not in places.read_bytes(target, _HEAD_BYTES):
+        raise UsageError(f"{named}: exists and is no Deep Zoom index; name another output")
+    if places.is_file(folder) or (not away and os.path.islink(folder)):
         raise UsageError(
-            f"{path}: its tiles belong in {folder}, which holds other files; name another output or remove it"
+            f"{named}: its tiles belong in {places.shown(folder)}, which is no folder; name another output"
         )
-
-
-def _is_index(path: str) -> bool:
-    with open(path, "rb") as file:
-        return b"schemas.microsoft.com/deepzoom" in file.read(_HEAD_BYTES)
+    names = places.list_names(folder)
+    strangers = [name for name in names if not _LEVEL.fullmatch(name) and name != _PROPERTIES]
+    # Tiles alone are none of ours on a disk; in a store they are what is left of an upload that was cut short.
+    if strangers or (names and not there and not away):
+        raise UsageError(
+            f"{named}: its tiles belong in {places.shown(folder)}, which holds other files; "
+            "name another output or remove it"
+        )
 
 
 FORMAT = Format(

@@ -24,6 +24,12 @@ _QUALITIES = range(1, 101)
 # 8,192²: a viewer decodes less than that at once, and programs that know no pyramids see one page.
 PYRAMID_FROM_PIXELS = 2**26
 
+# Shares of the pixels' bytes that compressed photographs stay below: the finest quality of JPEG takes a third or so,
+# and what is lossless never takes much more than it was given.
+_MOST_OF_LOSSY, _MOST_OF_LOSSLESS = 0.5, 1.05
+# A quarter, a sixteenth, and so on.
+_PYRAMID_GROWTH = 4 / 3
+
 _DTYPES: dict[int, Depth] = {8: "uint8", 16: "uint16"}
 _BITS = {dtype: bits for bits, dtype in _DTYPES.items()}
 
@@ -137,7 +143,9 @@ class Format:
     check
         Refuses a path at which the output could not be put.
     place
-        Moves what was saved at one path to another, replacing what is there.
+        Moves what was saved at one path to another, or to an address, replacing what is there.
+    root
+        The file of an output that is written last, without which it is none.
     """
 
     key: str
@@ -149,6 +157,7 @@ class Format:
     pyramid: Literal["never", "chosen", "always"] = "never"
     check: Callable[[str], None] = check_place
     place: Callable[[str, str], None] = replace_file
+    root: Callable[[str], str] = str
 
     @property
     def depths(self) -> set[Depth]:
@@ -212,6 +221,12 @@ class Format:
                 f"{_BITS[compression.depths[0]]} bits; use --compression {listed(deep, 'or')}"
             )
         return asked
+
+    def most_bytes(self, settings: Settings, pixel_bytes: int) -> int:
+        """What an output may take, of a canvas of that many bytes without compression."""
+        lossy = any(c.lossy for c in self.compressions if c.name == settings.compression)
+        packed = pixel_bytes * (_MOST_OF_LOSSY if lossy else _MOST_OF_LOSSLESS)
+        return round(packed * (_PYRAMID_GROWTH if settings.pyramid else 1))
 
     def settle(self, options: ExportOptions, width: int, height: int, bands: int) -> Settings:
         """Decide what the options leave open.

@@ -15,7 +15,8 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
 
-from dino_ray.errors import UsageError
+from dino_ray import places, uploads
+from dino_ray.errors import JobError, UsageError
 from dino_ray.files import check_place
 from dino_ray.raster.canvas import Canvas
 from dino_ray.raster.export import pyramid
@@ -146,6 +147,9 @@ def check(path: str) -> None:
     UsageError
         If so; a folder with more in it than one image is not ours to replace.
     """
+    if places.is_url(path):
+        _check_address(path)
+        return
     target = os.path.realpath(path)
     if not os.path.isdir(target):
         if os.path.lexists(target):
@@ -155,21 +159,45 @@ def check(path: str) -> None:
     if not os.access(target, os.W_OK | os.X_OK):
         raise UsageError(f"{path}: exists and is write-protected; name another output")
     check_place(os.path.join(os.path.dirname(target), f".{_METADATA}"))
-    strangers = set(os.listdir(target)) - _own_entries(target)
+    _refuse_strangers(path, places.list_names(target) - _own_entries(target))
+
+
+def _check_address(url: str) -> None:
+    check_place(places.join(url, _METADATA))
+    if places.is_file(url):
+        raise UsageError(f"{places.shown(url)}: is a file, and OME-Zarr is a folder; name another output")
+    # Levels alone are what is left of an upload that was cut short.
+    _refuse_strangers(
+        url, {name for name in places.list_names(url) - _own_entries(url) if not name.isdecimal()}
+    )
+
+
+def _refuse_strangers(path: str, strangers: set[str]) -> None:
     if strangers:
         raise UsageError(
-            f"{path}: is a folder with {min(strangers)} in it, which is no part of an OME-Zarr image; "
+            f"{places.shown(path)}: is a folder with {min(strangers)} in it, which is no part of an OME-Zarr image; "
             "name another output"
         )
+
+
+def _root(path: str) -> str:
+    return places.join(path, _METADATA)
+
+
+def _place(partial: str, target: str) -> None:
+    if places.is_url(target):
+        uploads.put_folder(partial, target, (_root(partial), _root(target)))
+    else:
+        replace_folder(partial, target)
 
 
 def _own_entries(folder: str) -> set[str]:
     """Names in a folder that belong to the OME-Zarr image that it is; none if it is none."""
     try:
-        with open(os.path.join(folder, _METADATA), encoding="utf-8") as file:
-            image = json.load(file)["attributes"]["ome"]["multiscales"][0]
+        stored = json.loads(places.read_bytes(_root(folder)))
+        image = stored["attributes"]["ome"]["multiscales"][0]
         return {_METADATA, *(str(dataset["path"]) for dataset in image["datasets"])}
-    except (OSError, ValueError, LookupError, TypeError):
+    except (JobError, ValueError, LookupError, TypeError):
         return set()
 
 
@@ -182,5 +210,6 @@ FORMAT = Format(
     pyramid="always",
     save=save,
     check=check,
-    place=replace_folder,
+    place=_place,
+    root=_root,
 )

@@ -1,4 +1,7 @@
-"""Putting a finished output where an older one may be: whole, or not at all."""
+"""Putting a finished output where an older one may be: whole, or not at all.
+
+What goes to an address is made in the folder for temporary files, for most formats are written out of order.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,29 @@ import hashlib
 import os
 import platform
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+
+from dino_ray import uploads
+from dino_ray.places import base_name, is_url
+
+
+def scratch_folder() -> str:
+    """Where outputs are made that are sent to an address."""
+    return tempfile.gettempdir()
+
+
+@contextmanager
+def making(target: str) -> Iterator[str]:
+    """A name to write an output under before it is put in its place; what is left there in the end is removed."""
+    if not is_url(target):
+        with beside(target) as partial:
+            yield partial
+        return
+    with beside(os.path.join(scratch_folder(), target.replace("/", "_"))) as folder:
+        os.mkdir(folder, 0o700)  # others read the folder for temporary files, too
+        yield os.path.join(folder, base_name(target))
 
 
 @contextmanager
@@ -50,6 +74,9 @@ def _alive(suffixed_pid: str) -> bool:
 
 def replace_file(partial: str, target: str) -> None:
     """Give a finished file its name, in one step."""
+    if is_url(target):
+        uploads.put_file(partial, target)
+        return
     flush(partial)
     os.replace(partial, target)
 
