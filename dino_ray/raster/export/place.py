@@ -10,11 +10,14 @@ import os
 import platform
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from dino_ray import uploads
 from dino_ray.places import base_name, is_url
+
+_REMOVALS, _REMOVAL_PAUSE_S = 5, 0.1
 
 
 def scratch_folder() -> str:
@@ -107,8 +110,13 @@ def replace_folder(partial: str, target: str) -> None:
 
 def remove(path: str) -> None:
     """Delete a file or a folder that we made, if it is there."""
-    if os.path.isdir(path) and not os.path.islink(path):
-        shutil.rmtree(path, ignore_errors=True)
-    else:
+    if not os.path.isdir(path) or os.path.islink(path):
         with suppress(FileNotFoundError):
             os.unlink(path)
+        return
+    # After an error zarr's threads may still write what they have begun, into folders that are being emptied.
+    for _ in range(_REMOVALS):
+        shutil.rmtree(path, ignore_errors=True)
+        if not os.path.lexists(path):
+            return
+        time.sleep(_REMOVAL_PAUSE_S)
