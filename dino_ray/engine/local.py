@@ -104,8 +104,7 @@ class LocalEngine:
         self._queue = deque(work for work in self._queue if work.run == self._load)
 
     def describe(self) -> str:
-        calls = [list(work.call.tiles) for work in self._queue if work.call]
-        return f"one replica, in this process on {platform.node()}; calls that wait for it: {calls or 'none'}"
+        return f"one replica, in this process on {platform.node()}"
 
     # ---- work
 

@@ -143,6 +143,44 @@ def test_a_batch_gives_what_its_tiles_give_alone(denoiser, conditioning):
     assert (together - alone).abs().max() < 1e-5
 
 
+def test_a_batch_passes_all_stages_as_its_tiles_do_alone(denoiser, conditioning):
+    pixels = torch.rand(3, 3, 48, 64, generator=torch.Generator().manual_seed(3))
+    noise = torch.randn(3, LATENT_CHANNELS, 6, 8, generator=torch.Generator().manual_seed(4))
+
+    def refined(some, its_noise):
+        sigmas = denoiser.sigmas(0.4, 2, (6, 8))
+        start = denoiser.noised(denoiser.encode(some), its_noise, 0.4)
+        return denoiser.decode(sample(denoiser, start, sigmas, conditioning))
+
+    together = refined(pixels, noise)
+    alone = torch.cat([refined(pixels[i : i + 1], noise[i : i + 1]) for i in range(3)])
+    assert (together - alone).abs().max() < 1e-5
+    assert (together[0] - together[1]).abs().max() > 1e-3
+
+
+def test_saving_memory_has_the_vae_work_in_smaller_and_smaller_windows(folder):
+    ours = loading.load(str(folder), "cpu", "float32")
+    pixels = torch.rand(1, 3, 544, 320, generator=torch.Generator().manual_seed(5))
+    seen = []
+    ours._vae.encoder.register_forward_pre_hook(lambda module, args: seen.append(max(args[0].shape[2:])))
+    ours._vae.decoder.register_forward_pre_hook(lambda module, args: seen.append(8 * max(args[0].shape[2:])))
+
+    def there_and_back():
+        seen.clear()
+        return ours.decode(ours.encode(pixels)), max(seen)
+
+    whole, largest = there_and_back()
+    assert largest == 544
+    for side in (512, 256):
+        assert ours.save_memory() == f"VAE tiling of {side} px"
+        tiled, largest = there_and_back()
+        assert largest == side
+        assert tiled.shape == whole.shape
+        alike = torch.corrcoef(torch.stack([tiled.flatten(), whole.flatten()]))[0, 1]
+        assert alike > 0.8  # of random weights, whose normalisation acts more than that of trained ones
+    assert ours.save_memory() is None
+
+
 def test_text_and_position_and_noise_level_reach_the_transformer(denoiser, conditioning):
     x = latents()
     reference = denoiser.predict(x, 0.5, conditioning)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -82,6 +83,44 @@ class Accident(Shade):
         return False
 
 
+@dataclass
+class Hungry(Shade):
+    """Runs out of memory in one ``stage`` where it gets more than ``fits`` tiles; each of its ``measures`` adds one.
+
+    What it makes of a tile shows how many it was given with.
+    """
+
+    fits: int
+    measures: list[str] = field(default_factory=list)
+    stage: str = "predict"
+    given: list[int] = field(default_factory=list)
+    """Tiles that ``stage`` was asked for at once, each time."""
+    above: float = -math.inf
+    """It is hungry only for tiles brighter than this."""
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        return super().encode(self._taking("encode", pixels))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return super().decode(self._taking("decode", latents))
+
+    def predict(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
+        return super().predict(self._taking("predict", x), sigma, conditioning) + 0.001 * len(x)
+
+    def save_memory(self) -> str | None:
+        if not self.measures:
+            return None
+        self.fits += 1
+        return self.measures.pop(0)
+
+    def _taking(self, stage: str, x: Tensor) -> Tensor:
+        if stage == self.stage:
+            self.given.append(len(x))
+            if len(x) > self.fits and float(x.max()) > self.above:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return x
+
+
 def accident(folder: Path, above: float, times: int, kill: bool) -> ReplicaSpec:
     return ReplicaSpec(upsampler=Lanczos, denoiser=partial(Accident, folder, above, times, kill))
 
@@ -99,7 +138,9 @@ def photograph(height: int = 90, width: int = 140, bands: int = 3) -> np.ndarray
     return pixels
 
 
-def make_task(folder: Path, pixels: np.ndarray | None = None, seed: int = 7, tile: int = TILE) -> ImageTask:
+def make_task(
+    folder: Path, pixels: np.ndarray | None = None, seed: int = 7, tile: int = TILE, batch: int = 1
+) -> ImageTask:
     source = ingest_array(photograph() if pixels is None else pixels, folder / "source.zarr")
     info = source.info
     scaling = Scaling.from_factor(info.width, info.height, 2)
@@ -107,4 +148,4 @@ def make_task(folder: Path, pixels: np.ndarray | None = None, seed: int = 7, til
     canvas = Canvas.create(
         folder / "canvas.zarr", grid.width, grid.height, info.bands, info.dtype, (grid.ys.cell, grid.xs.cell)
     )
-    return ImageTask(source, scaling, grid, canvas, denoise=0.5, steps=2, seed=seed)
+    return ImageTask(source, scaling, grid, canvas, denoise=0.5, steps=2, seed=seed, batch=batch)
