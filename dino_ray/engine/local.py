@@ -31,6 +31,7 @@ from dino_ray.engine.protocol import (
     Timings,
 )
 from dino_ray.engine.replica import Replica, merge
+from dino_ray.engine.thrift import free
 from dino_ray.errors import describe_error, for_user
 
 
@@ -70,9 +71,15 @@ class LocalEngine:
 
     def __exit__(self, *exc: object) -> None:
         self._queue.clear()
-        if self._torch_before is not None:  # the process is its owner's: leave it as it was
+        self._ended.clear()
+        self.ready = ()
+        self._replica = Replica(self._spec)
+        if (
+            self._torch_before is not None
+        ):  # the process is its owner's: leave it, and its GPU's memory, as it was
             import torch
 
+            free()
             threads, torch.backends.cudnn.deterministic = self._torch_before
             torch.set_num_threads(threads)
 
