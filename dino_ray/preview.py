@@ -282,7 +282,6 @@ def count_workers(config: UpscaleConfig, settings: Settings, tiles: int) -> int:
     from dino_ray.engine.ray.room import replicas_at
 
     least, most = config.workers.bounds(tiles)
-    wanted = least if least == most else None
     nets = settings.model is not None or settings.base == "net"
     gpus = 0.0 if config.device == "cpu" or not nets else config.gpus_per_worker
-    return replicas_at(config.address, wanted, most, gpus, config.threads)
+    return replicas_at(config.address, least, most, gpus, config.threads)

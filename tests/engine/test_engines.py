@@ -61,7 +61,7 @@ def run(engine: Engine, folder: Path, pixels: np.ndarray | None = None) -> tuple
 def ray_engine(spec: ReplicaSpec, workers: int = 2) -> Engine:
     from dino_ray.engine.ray import RayEngine
 
-    return RayEngine(spec, workers=workers)
+    return RayEngine(spec, least=workers, most=workers)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,7 @@ def test_a_replica_killed_from_outside_costs_time_and_no_pixel(
 
         def listen(event: JobEvent) -> None:
             if isinstance(event, TilesDone) and not any(isinstance(e, TilesDone) for e in events):
-                pid = ray_here.get(engine._actors[event.replica].pid.remote())  # type: ignore[attr-defined]
+                pid = ray_here.get(engine.members[event.replica].actor.pid.remote())  # type: ignore[attr-defined]
                 os.kill(pid, signal.SIGKILL)
             events.append(event)
 
@@ -289,8 +289,8 @@ def test_an_interrupt_ends_the_replicas_in_the_middle_of_a_tile(ray_here: Any, t
     replicas: list[psutil.Process] = []
 
     def work() -> None:
-        with RayEngine(ReplicaSpec(upsampler=Endless, torch=False), workers=2) as engine:
-            pids = ray_here.get([actor.pid.remote() for actor in engine._actors])
+        with RayEngine(ReplicaSpec(upsampler=Endless, torch=False), least=2, most=2) as engine:
+            pids = ray_here.get([member.actor.pid.remote() for member in engine.members.values()])
             replicas.extend(map(psutil.Process, pids))
             task = make_task(tmp_path)
             drive(engine, task, engine.prepare(task)[0], listen)

@@ -17,7 +17,7 @@ from ray.cluster_utils import Cluster
 
 from dino_ray.engine.drive import drive
 from dino_ray.engine.local import LocalEngine
-from dino_ray.engine.protocol import CellLost, ImageTask, JobEvent, ReplicaLost, TilesDone
+from dino_ray.engine.protocol import ImageTask
 from dino_ray.engine.ray import RayEngine
 from dino_ray.plan.geometry import Rect
 from dino_ray.raster.canvas import Canvas
@@ -115,30 +115,10 @@ def test_stores_that_every_node_sees_are_read_and_written_where_the_work_is(
         )
         return read, wrote
 
-    with nodes(head_cpus=0, others=2), RayEngine(shade(), workers=2) as engine:
+    with nodes(head_cpus=0, others=2), RayEngine(shade(), least=2, most=2) as engine:
         here = {engine._here}
         assert run(engine, "local", shared=False) == (here, here)
-        there = set(engine._nodes)
+        there = {member.node for member in engine.members.values()}
         assert here.isdisjoint(there)
         assert len(there) == 2
         assert run(engine, "shared", shared=True) == (there, there)
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_a_node_that_dies_with_finished_tiles_costs_no_pixel(tmp_path: Path, large: str) -> None:
-    with nodes(head_cpus=1, others=1) as (cluster, (doomed,)), RayEngine(shade(), workers=2) as engine:
-        task = large_task(tmp_path / "task")
-        guide, _ = engine.prepare(task)
-        events: list[JobEvent] = []
-
-        def listen(event: JobEvent) -> None:
-            events.append(event)
-            far = isinstance(event, TilesDone) and engine._nodes[event.replica] != engine._here
-            alone = any(isinstance(e, ReplicaLost) for e in events)
-            if far and not alone and doomed in cluster.worker_nodes:
-                cluster.remove_node(doomed, allow_graceful=False)
-
-        drive(engine, task, guide, listen)
-        assert any(isinstance(e, ReplicaLost | CellLost) for e in events)
-        assert task.canvas.sha256() == large

@@ -1,4 +1,4 @@
-"""A Ray cluster: joined or started, looked at, and what it has room for."""
+"""A Ray cluster: joined or started, looked at, left."""
 
 from __future__ import annotations
 
@@ -8,29 +8,31 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import ray
-from ray._private import ray_constants
+from ray._private import worker as ray_worker
+from ray.exceptions import AuthenticationError
 
+from dino_ray.engine.ray.nodes import resources_of
+from dino_ray.engine.ray.placement import Resources
+from dino_ray.engine.ray.private import SessionFolder, Token, loopback, session_folder
 from dino_ray.errors import JobError, UsageError, describe_error
+
+__all__ = ["Resources", "connect", "leave", "look_at", "resources_of"]
+
+log = logging.getLogger(__name__)
 
 REACH_S = 5.0
 """A cluster that takes longer to accept a connection is of no use."""
 
+FOREIGN_PROTOCOLS = ("ray://", "http://", "https://")
+"""Of Ray's client and dashboard, through which no driver of ours works: its disk must be a node's."""
 
-@dataclass(frozen=True)
-class Resources:
-    """What a node, or a cluster, has to place replicas on."""
-
-    cpus: float
-    gpus: float
-
-    def __str__(self) -> str:
-        return f"{self.gpus:g} GPUs and {self.cpus:g} CPUs"
+_own: tuple[Token, SessionFolder | None] | None = None
+"""What the Ray that was started here leaves behind; a process is connected to one Ray at a time."""
 
 
 def connect(address: str) -> bool:
@@ -39,7 +41,7 @@ def connect(address: str) -> bool:
     Returns
     -------
     bool
-        Whether that was needed, so that it has to be undone: a process that is connected already stays so.
+        Whether that was needed, so that ``leave`` has to undo it: a process that is connected already stays so.
 
     Raises
     ------
@@ -48,8 +50,10 @@ def connect(address: str) -> bool:
     JobError
         If a Ray that was started here can be reached from outside.
     """
+    global _own
     if ray.is_initialized():
         return False
+    _refuse_foreign(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray would warn at every start that it will one day stop hiding GPUs from workers that hold none.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -60,13 +64,33 @@ def connect(address: str) -> bool:
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address == "local":
         options["include_dashboard"] = False  # nobody looks at it, and it would listen
-    _check_reachable(address)
+        folder = session_folder()
+        if folder is not None:
+            options["_temp_dir"] = str(folder.path)
+        _own = Token(), folder
+    ray_worker.print_to_stdstream = _note
+    try:
+        _check_reachable(address)
+        _init(address, options)
+        _check_private(address)
+    except BaseException:
+        leave()
+        raise
+    return True
+
+
+def _init(address: str, options: Mapping[str, Any]) -> None:
     sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        with _on_loopback() if address == "local" else nullcontext():
+        with loopback() if address == "local" else nullcontext():
             ray.init(address=address, **options)
     except SystemExit as stop:  # what Ray's own handler makes of SIGTERM while it starts
         raise KeyboardInterrupt from stop
+    except AuthenticationError as error:
+        raise UsageError(
+            f"--address {address}: the cluster asks for its token; put it into RAY_AUTH_TOKEN or ~/.ray/auth_token, "
+            "and set RAY_AUTH_MODE=token"
+        ) from error
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise UsageError(
             f"--address {address}: no Ray cluster answers there ({describe_error(error)}); "
@@ -75,10 +99,32 @@ def connect(address: str) -> bool:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, sigterm)  # ray.init puts its own there
-    if address == "local" and not ipaddress.ip_address(ray.util.get_node_ip_address()).is_loopback:
+
+
+def leave() -> None:
+    """Undo ``connect``: leave the cluster, or end the Ray that was started here with all that it left."""
+    global _own
+    try:
         ray.shutdown()
+    finally:
+        if _own is not None:
+            (token, folder), _own = _own, None
+            token.withdraw()
+            if folder is not None:
+                folder.remove()
+
+
+def _check_private(address: str) -> None:
+    if address == "local" and not ipaddress.ip_address(ray.util.get_node_ip_address()).is_loopback:
         raise JobError("the Ray that was started here listens beyond this machine; use --address none")
-    return True
+
+
+def _refuse_foreign(address: str) -> None:
+    if address.startswith(FOREIGN_PROTOCOLS):
+        raise UsageError(
+            f"--address {address}: the command has to run on a machine of the cluster, and the address is host:6379 or "
+            "auto; from elsewhere use 'dino-ray submit'"
+        )
 
 
 def _check_reachable(address: str) -> None:
@@ -95,18 +141,10 @@ def _check_reachable(address: str) -> None:
         ) from error
 
 
-@contextmanager
-def _on_loopback() -> Iterator[None]:
-    """Have a Ray that starts within take 127.0.0.1 for its address, as it does on macOS.
-
-    On Linux it would listen on every interface, and it turns a loopback address that it is given into another.
-    """
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
+def _note(data: Mapping[str, Any], ignore_prefix: bool) -> None:
+    """In place of Ray's own: that prints on stdout what befalls its workers, of which our events tell."""
+    for line in data["lines"]:
+        log.debug("%s: %s", data["pid"], line)
 
 
 def look_at(address: str) -> str:
@@ -124,38 +162,4 @@ def look_at(address: str) -> str:
         return f"{ray.__version__}; {nodes} node(s), {total.cpus:g} CPUs, {total.gpus:g} GPUs"
     finally:
         if joined:
-            ray.shutdown()
-
-
-def resources_of(ray_resources: Mapping[str, float]) -> Resources:
-    """Ray's own table of resources, reduced to what replicas use."""
-    return Resources(ray_resources.get("CPU", 0.0), ray_resources.get("GPU", 0.0))
-
-
-def replica_count(
-    wanted: int | None, most: int, nodes: Sequence[Resources], gpus: float, threads: int
-) -> int:
-    """Replicas to start.
-
-    Parameters
-    ----------
-    wanted
-        None: as many as there is room for, up to ``most``.
-    gpus, threads
-        What one replica holds; it must fit on one node.
-
-    Raises
-    ------
-    UsageError
-        If the nodes have no room for them: Ray would wait in silence.
-    """
-    room = sum(int(node.gpus / gpus) if gpus else int(node.cpus / threads) for node in nodes)
-    have = Resources(sum(node.cpus for node in nodes), sum(node.gpus for node in nodes))
-    if room == 0:
-        need = f"--gpus-per-worker {gpus:g}" if gpus else f"--threads {threads}"
-        raise UsageError(f"{need}: no machine of this Ray has room for one replica; in all it has {have}")
-    if wanted is None:
-        return min(room, most)
-    if wanted > room:
-        raise UsageError(f"--workers {wanted}: this Ray has {have}, room for {room}; ask for {room} or fewer")
-    return wanted
+            leave()

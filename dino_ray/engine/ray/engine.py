@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import ray
-from ray.exceptions import ObjectLostError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from dino_ray.engine.protocol import (
     CellDone,
     CellLost,
     DinoEffect,
     EngineEvent,
+    Fault,
     Handle,
     ImageTask,
-    ReplicaLost,
     ReplicaReady,
     ReplicaSpec,
     TileCall,
@@ -27,18 +26,44 @@ from dino_ray.engine.protocol import (
     TilesLost,
     Timings,
 )
-from dino_ray.engine.ray.cluster import connect, replica_count, resources_of
-from dino_ray.engine.ray.faults import PROCESS_FAULTS, cause_of, describe_fault
-from dino_ray.engine.ray.workers import FarSource, RayReplica, light, merge_task, nothing
-from dino_ray.errors import JobError, describe_error, for_user
+from dino_ray.engine.ray.autoscaler import brings_machines
+from dino_ray.engine.ray.cluster import connect, leave
+from dino_ray.engine.ray.faults import Failure, cause_of, understand
+from dino_ray.engine.ray.inflight import (
+    Copy,
+    Entry,
+    Load,
+    Merge,
+    Pixels,
+    Preparation,
+    Ref,
+    Start,
+    Store,
+    Tiles,
+    fetch,
+    merge_name,
+    tiles_name,
+)
+from dino_ray.engine.ray.nodes import Lookout, look
+from dino_ray.engine.ray.placement import replica_count, share_of
+from dino_ray.engine.ray.pool import Member, Pool, Standing
+from dino_ray.engine.ray.workers import FarSource, light, merge_task, nothing
+from dino_ray.errors import JobError, for_user
 
-log = logging.getLogger(__name__)
-
-RECREATIONS = 3
-"""How often in a row a replica may die before it is ready; then it counts as lost for good."""
+PREPARATIONS = 4
+"""Replicas that may be lost over the preparation of one image."""
 
 PLACEMENT_S = 300.0
 """Longer than any machine takes to start a process: the cluster's resources are held by somebody else."""
+
+ARRIVAL_S = 1800.0
+"""Longer than clouds take to bring a machine that they have."""
+
+RID_S = 60.0
+"""A cancelled call ends within a step of the model, which is shorter; a replica still at it is replaced."""
+
+GLANCE_S = 0.5
+"""How long one look at the work lasts, so that what befalls the machines is taken in between."""
 
 MOST_MERGES = 8
 """In flight on one node, each in a process of its own: more would wait for its memory and its disk."""
@@ -56,19 +81,10 @@ class _Shared:
     """Whether merges may run elsewhere, too."""
 
 
-@dataclass(frozen=True)
-class _Call:
-    """A tile call in flight."""
-
-    call: TileCall
-    replica: int
-    actor: Any
-    """Which of the replica's lives it went to."""
-    pixels: tuple[Any, ...]
-
-
 class RayEngine:
     """Model replicas and merge tasks on a Ray cluster.
+
+    Machines that join the cluster get replicas, those that are about to go are drained, and what is lost is replaced.
 
     Parameters
     ----------
@@ -77,12 +93,12 @@ class RayEngine:
     address
         ``local`` starts a Ray of its own, on loopback, and stops it at the end; anything else is handed to
         ``ray.init``.
-    workers
-        Number of replicas; None for as many as the cluster's GPUs (or, without any, CPUs) carry.
-    most
-        More replicas than this would idle: the number of tiles of the largest image.
+    least, most
+        Bounds on the number of replicas. The cluster must have room for ``least``, or an autoscaler; up to ``most``
+        are started where there is room, now or later. More than the largest image has tiles would idle.
     gpus_per_worker
-        GPUs each replica holds; None for one where the cluster has GPUs, else 0.
+        GPUs each replica holds, a fraction or a whole number; None for one where the cluster has GPUs, else 0: then
+        it holds the CPUs of its threads.
 
     Raises
     ------
@@ -95,236 +111,382 @@ class RayEngine:
         spec: ReplicaSpec,
         *,
         address: str = "local",
-        workers: int | None = None,
+        least: int = 1,
         most: int = 4096,
         gpus_per_worker: float | None = None,
     ) -> None:
         self._spec, self._address = spec, address
-        self._workers, self._most, self._gpus = workers, most, gpus_per_worker
-        self.merges_at_once = max(2, min(os.cpu_count() or 1, MOST_MERGES))
+        self._least, self._most, self._gpus = least, most, gpus_per_worker
         self._owns_ray = False
-        self._actors: list[Any] = []
-        self._deaths: list[int] = []  # of each replica, since it was last ready
-        self._loads: dict[Any, int] = {}
-        self._tiles: dict[Any, _Call] = {}  # by the ref of their timings
-        self._merges: dict[Any, tuple[int, ...]] = {}  # cells, by the ref of their timings
-        self._ready: set[int] = set()
-        self._lost: dict[int, str] = {}
-        self._nodes: list[str] = []  # where each replica lives; empty until it has loaded
-        self._here = ""
-        self._warm: list[Any] = []
+        self._pending: dict[Ref, Entry] = {}  # in the order of submission
+        self._calls: dict[int, Ref] = {}  # by the number of the call
         self._unheard: list[EngineEvent] = []
+        self._warm: list[Ref] = []
+        self._merge_nodes = 1
+        self._here = ""
 
     # ---- life
 
     def __enter__(self) -> RayEngine:
         self._owns_ray = connect(self._address)
         try:
-            self._place_replicas()
+            self._open()
         except BaseException:
             self.__exit__()
             raise
         return self
 
-    def _place_replicas(self) -> None:
-        nodes = [resources_of(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-        if self._gpus is None:
-            self._gpus = 1.0 if any(node.gpus >= 1 for node in nodes) else 0.0
-        self._workers = replica_count(self._workers, self._most, nodes, self._gpus, self._spec.threads)
-        self._here = ray.get_runtime_context().get_node_id()
-        # The job's folder is this machine's, so merges, which write there, and reads run here. They ask for no
-        # CPU: the replicas may hold them all, and a merge that waits for a replica to end would wait for ever.
-        self._merge_here = light(merge_task, "merge", self._here)
-        self._merge_anywhere = light(merge_task, "merge")
+    def _open(self) -> None:
+        nodes, grows = look(), self._address != "local" and brings_machines()
+        machines = [node.total for node in nodes if not node.draining]
+        share = share_of(self._gpus, self._spec.threads, machines)
+        if not grows:
+            replica_count(self._least, self._most, machines, share)
+        context = ray.get_runtime_context()
+        self._here = context.get_node_id()
+        self._store = Store(self._here)
         # Merge workers import their libraries while the replicas load, not when the first cell waits for them.
         warm_up = light(nothing, "warm up", self._here)
         self._warm = [warm_up.remote() for _ in range(self.merges_at_once)]
-        for replica in range(self._workers):
-            self._actors.append(self._new_actor())
-            self._nodes.append("")
-            self._deaths.append(0)
-            if replica > 0:  # the first one prepares the image before it loads
-                self._load(replica)
+        most = max(self._least, self._most)
+        self._pool = Pool(self._spec, share, self._least, most, context.get_job_id(), self._pending, grows)
+        self._pool.see(nodes)
+        self._unheard += self._pool.fill()
+        self._lookout = Lookout()
 
     def __exit__(self, *exc: object) -> None:
-        self.settle()
-        for actor in self._actors:
-            ray.kill(actor)
-        self._actors.clear()
-        self._ready.clear()
+        if hasattr(self, "_lookout"):
+            self._lookout.close()
+        if hasattr(self, "_pool"):
+            self._pool.close()
+        self._pending.clear()
+        self._calls.clear()
+        self._unheard.clear()
+        self._warm.clear()
         if self._owns_ray:
-            ray.shutdown()
+            leave()
 
     @property
     def replicas(self) -> int:
-        return len(self._actors)
+        return self._pool.replicas
 
     @property
     def ready(self) -> Collection[int]:
-        return frozenset(self._ready)
+        return self._pool.ready
 
     @property
     def hopeless(self) -> str | None:
-        return next(iter(self._lost.values())) if len(self._lost) == len(self._actors) else None
+        return self._pool.hopeless
 
-    # ---- work
+    @property
+    def merges_at_once(self) -> int:
+        return max(2, min(os.cpu_count() or 1, MOST_MERGES)) * self._merge_nodes
+
+    @property
+    def members(self) -> dict[int, Member]:
+        """The replicas that live, by number: for tests that do them harm."""
+        return self._pool.members
+
+    def describe(self) -> str:
+        merges = sum(isinstance(entry, Merge) for entry in self._pending.values())
+        return f"{self._pool.describe()}; merges in flight: {merges}"
+
+    # ---- an image
 
     def prepare(self, task: ImageTask) -> tuple[Handle, Timings]:
-        reason = ""
-        for attempt in range(RECREATIONS):
-            replica = attempt % len(self._actors)
-            actor = self._actors[replica]
-            if not (replica in self._ready or ray.wait([actor.pid.remote()], timeout=PLACEMENT_S)[0]):
-                raise JobError(
-                    f"no replica could be placed within {PLACEMENT_S:.0f} s: others hold this Ray's resources, of "
-                    f"which it now has {resources_of(ray.available_resources())} free"
+        failure = Failure("died", "no replica took it")
+        for _ in range(PREPARATIONS):
+            member = self._preparer()
+            # Where that replica reads its source does not matter for one call, and the far way works from anywhere.
+            method = member.actor.prepare_here.options(num_returns=2, name="prepare an image")
+            guide, timings = method.remote(self._far(task))
+            entry = Preparation(member.number, guide)
+            self._pending[timings] = entry
+            self._gather_until(lambda entry=entry: entry.outcome is not None)  # type: ignore[misc]
+            match entry.outcome:
+                case Timings() as cost:
+                    try:
+                        guide = self._safe(guide, member)
+                    except RayError as error:
+                        failure = understand(error)
+                        continue
+                    self._unheard += self._pool.release()
+                    return guide, cost
+                case Failure() as failure:
+                    continue
+                case Exception() as error:
+                    raise for_user(error) from error
+        raise JobError(f"the image can't be prepared: {failure.reason}")
+
+    def _preparer(self) -> Member:
+        """The replica that was kept free for it, or one that is ready."""
+        found: list[Member] = []
+
+        def is_found() -> bool:
+            if self.hopeless is not None:
+                raise JobError(f"no replica is left: {self.hopeless}")
+            found[:] = self._pool.at(Standing.HELD) or self._pool.at(Standing.READY)
+            return bool(found)
+
+        grows = bool(self._pool.at(Standing.SCOUT))
+        patience = ARRIVAL_S if grows else PLACEMENT_S
+        if not self._gather_until(is_found, patience):
+            raise JobError(
+                f"no replica could be placed within {patience:.0f} s: "
+                + (
+                    "the cluster's autoscaler brought no machine"
+                    if grows
+                    else "others hold this Ray's resources"
                 )
-            # Where that replica lives is not known yet, and the far way works from anywhere.
-            guide, timings = actor.prepare.options(num_returns=2).remote(self._far(task))
-            try:
-                cost = cast(Timings, ray.get(timings))
-            except RayTaskError as error:
-                raise for_user(cause_of(error)) from error
-            except PROCESS_FAULTS as error:
-                reason = describe_fault(error)
-                self._unheard.append(self._revive(replica, error))
-                continue
-            if not (0 in self._ready or 0 in self._lost or 0 in self._loads.values()):
-                self._load(0)
-            return guide, cost
-        raise JobError(f"the image can't be prepared: {reason}")
+                + f"; {self.describe()}"
+            )
+        return found[0]
+
+    def _safe(self, guide: Ref, member: Member) -> Ref:
+        """A guide that outlives the node that made it: every tile needs it."""
+        return guide if member.node == self._here else ray.put(ray.get(guide))
 
     def share(self, task: ImageTask) -> Handle:
         near = ray.put(task)
+        self._merge_nodes = len({member.node for member in self.members.values()}) if task.shared else 1
         return _Shared(near, near if task.shared else ray.put(self._far(task)), task.shared)
 
-    def submit_tiles(self, task: Handle, guide: Handle, call: TileCall, replica: int) -> None:
-        actor = self._actors[replica]
-        method = actor.refine.options(num_returns=1 + len(call.tiles), name=f"tiles {call.tiles}")
-        *pixels, timings = method.remote(self._seen_from(replica, task), guide, call)
-        self._tiles[timings] = _Call(call, replica, actor, tuple(pixels))
-
-    def cancel(self, call: TileCall, replica: int) -> None:
-        pass
-
-    def replace(self, replica: int, reason: str) -> None:
-        pass
-
-    def describe(self) -> str:
-        return f"{len(self._ready)} of {len(self._actors)} replicas ready"
-
-    def submit_merge(self, task: Handle, cells: Sequence[int], tiles: Sequence[tuple[int, Handle]]) -> None:
-        shared = cast(_Shared, task)
-        merge = self._merge_anywhere if shared.anywhere else self._merge_here
-        numbers, pixels = zip(*tiles, strict=True)
-        self._merges[merge.remote(shared.near, cells, numbers, *pixels)] = tuple(cells)
-
     def dino_effect(self, task: Handle, guide: Handle, tile: int) -> DinoEffect:
-        replica = min(self._ready, default=0)
-        effect = self._actors[replica].dino_effect.remote(self._seen_from(replica, task), guide, tile)
+        if not self.ready:
+            raise JobError("no replica is ready")
+        member = self.members[min(self.ready)]
+        effect = member.actor.dino_effect_here.remote(self._seen_from(member, task), guide, tile)
         try:
             return cast(DinoEffect, ray.get(effect))
         except RayTaskError as error:
             raise for_user(cause_of(error)) from error
-        except PROCESS_FAULTS as error:
-            raise JobError(describe_fault(error)) from error
-
-    def wait(self, timeout: float) -> list[EngineEvent]:
-        if self._unheard:
-            events, self._unheard = self._unheard, []
-            return events
-        pending = [*self._loads, *self._tiles, *self._merges]
-        if not pending:
-            time.sleep(timeout)
-            return []
-        if not ray.wait(pending, timeout=timeout)[0]:
-            return []
-        ready = set(ray.wait(pending, num_returns=len(pending), timeout=0)[0])
-        # In the order of submission: of two calls of a dead replica, the older one was at work.
-        return [event for ref in pending if ref in ready for event in self._end(ref)]
+        except RayError as error:
+            raise JobError(understand(error).reason) from error
 
     def settle(self) -> None:
-        for ref in [*self._tiles, *self._merges]:
-            ray.cancel(ref)
-        self._tiles.clear()
-        self._merges.clear()
+        for ref, entry in list(self._pending.items()):
+            match entry:
+                case Tiles(replica) if not entry.forgotten:
+                    ray.cancel(ref)
+                    entry.forgotten = True
+                    member = self.members[replica]
+                    if member.standing is Standing.READY:
+                        member.become(Standing.SETTLING)
+                case Merge():
+                    ray.cancel(ref)
+                    del self._pending[ref]
+                case _:
+                    pass
+        self._calls.clear()
+        of_the_image = (TilesDone, TilesLost, CellDone, CellLost)
+        self._unheard = [event for event in self._unheard if not isinstance(event, of_the_image)]
 
-    # ---- inside
+    # ---- work
+
+    def submit_tiles(self, task: Handle, guide: Handle, call: TileCall, replica: int) -> None:
+        member = self.members.get(replica)
+        if member is None or member.standing is not Standing.READY:  # the caller is about to hear of it
+            self._unheard.append(TilesLost(call, replica, "the replica takes no calls", "cancelled"))
+            return
+        method = member.actor.refine_here.options(num_returns=1 + len(call.tiles), name=tiles_name(call))
+        *pixels, timings = method.remote(self._seen_from(member, task), guide, call)
+        self._pending[timings] = Tiles(replica, call, pixels)
+        self._calls[call.number] = timings
+        member.calls[timings] = None
+
+    def cancel(self, call: TileCall, replica: int) -> None:
+        ref = self._calls.get(call.number)
+        if ref is None:  # it has ended, and the caller is about to hear of it
+            return
+        ray.cancel(ref)
+        if next(iter(self.members[replica].calls)) is not ref:
+            # Ray would drop it only when its turn comes.
+            self._forget(ref)
+            self._unheard.append(TilesLost(call, replica, "cancelled", "cancelled"))
+
+    def replace(self, replica: int, reason: str) -> None:
+        if replica in self.members:
+            self._fall(replica, Failure("died", reason, process_lost=True), behind="cancelled")
+            self._unheard += self._pool.fill()
+
+    def submit_merge(self, task: Handle, cells: Sequence[int], tiles: Sequence[tuple[int, Handle]]) -> None:
+        shared = cast(_Shared, task)
+        # A job's folder on this machine's disk is written here. Merges ask for no CPU: the replicas may hold them all,
+        # and a merge that waits for a replica to end would wait for ever.
+        merge = light(merge_task, merge_name(cells), None if shared.anywhere else self._here)
+        numbers = tuple(number for number, _ in tiles)
+        pixels = (cast(Pixels, handle).ref for _, handle in tiles)
+        ref = merge.remote(shared.near, tuple(cells), numbers, *pixels)
+        self._pending[ref] = Merge(tuple(cells))
+
+    def wait(self, timeout: float) -> list[EngineEvent]:
+        end = time.monotonic() + timeout
+        while True:
+            self._gather(0.0 if self._unheard else min(GLANCE_S, max(0.0, end - time.monotonic())))
+            if self._unheard or time.monotonic() >= end:
+                events, self._unheard = self._unheard, []
+                return events
+
+    # ---- inside: what has ended, and what that means
+
+    def _gather_until(self, condition: Callable[[], bool], patience: float = float("inf")) -> bool:
+        """Take in what happens until a condition holds; False if it does not within ``patience`` seconds."""
+        end = time.monotonic() + patience
+        while not condition():
+            if time.monotonic() > end:
+                return False
+            self._gather(GLANCE_S)
+        return True
+
+    def _gather(self, timeout: float) -> None:
+        """Turn what has ended into events, in order; wait for the first, if there is none, for ``timeout``."""
+        before = len(self._unheard)
+        self._look_around()
+        if len(self._unheard) > before:
+            timeout = 0.0
+        refs = list(self._pending)
+        if not refs:
+            time.sleep(timeout)
+            return
+        ended = _ended(refs)
+        if not ended and timeout > 0:
+            ended, _ = ray.wait(refs, num_returns=1, timeout=timeout, fetch_local=False)
+        # In the order of submission: of two calls of a dead replica, the older one was at work.
+        for ref, value in zip(ended, fetch(ended), strict=True):
+            entry = self._pending.pop(ref, None)
+            if entry is not None:  # else it fell with its replica just now
+                self._end(ref, entry, value)
+
+    def _look_around(self) -> None:
+        """What befell the machines, and replicas that have something to get rid of."""
+        nodes = self._lookout.news()
+        if nodes is not None:
+            changes = self._pool.see(nodes)
+            for number in changes.gone:
+                self._fall(number, Failure("node", f"its machine, {self.members[number].place}, is gone"))
+            for number in changes.leaving:
+                self._unheard += self._pool.leave(number, f"{self.members[number].place} is about to go")
+                self._evacuate(self.members[number].node)
+            self._unheard += self._pool.fill()
+        for member in self._pool.at(Standing.LEAVING):
+            if not self._is_busy(member):
+                self._fall(member.number, Failure("node", f"{member.place} is about to go"))
+        for member in self._pool.at(Standing.SETTLING):
+            if time.monotonic() - member.since > RID_S:
+                self.replace(member.number, f"it did not end a cancelled call within {RID_S:.0f} s")
+
+    def _is_busy(self, member: Member) -> bool:
+        return bool(member.calls) or any(
+            (isinstance(entry, Preparation) and entry.replica == member.number)
+            or (isinstance(entry, Copy) and entry.node == member.node)
+            for entry in self._pending.values()
+        )
+
+    def _evacuate(self, node: str) -> None:
+        self._pending.update(dict.fromkeys(self._store.evacuate(node), Copy(node)))
+
+    def _end(self, ref: Ref, entry: Entry, value: Any) -> None:
+        failure = understand(value) if isinstance(value, Exception) else None
+        if failure is not None and failure.process_lost and not isinstance(entry, Merge | Copy):
+            self._pending[ref] = entry  # it ends with all else that its replica had
+            self._fall(entry.replica, failure)
+            self._unheard += self._pool.fill()
+            return
+        match entry:
+            case Start(replica) if failure is None:
+                self._unheard += self._pool.started(replica, value)
+            case Load(replica):
+                self._end_load(replica, value, failure)
+            case Preparation():
+                blameless = failure is not None and failure.fault != "raised"
+                entry.outcome = failure if blameless else cause_of(value) if failure else value
+            case Tiles():
+                self._end_tiles(ref, entry, value, failure)
+            case Merge(cells):
+                self._end_merge(cells, value, failure)
+            case _:
+                pass
+
+    def _end_load(self, replica: int, value: Any, failure: Failure | None) -> None:
+        if failure is None:
+            self._unheard += self._pool.loaded(replica, *value)
+        else:
+            self._fall(replica, failure)
+            self._unheard += self._pool.fill()
+
+    def _end_tiles(self, ref: Ref, entry: Tiles, value: Any, failure: Failure | None) -> None:
+        member = self.members[entry.replica]
+        member.calls.pop(ref, None)
+        if not entry.forgotten:
+            self._calls.pop(entry.call.number, None)
+            if failure is None:
+                pixels = self._store.keep(entry.pixels, member.node)
+                self._unheard.append(TilesDone(entry.call, entry.replica, pixels, value))
+                if member.standing is Standing.LEAVING:
+                    self._evacuate(member.node)
+            else:
+                self._unheard.append(TilesLost(entry.call, entry.replica, failure.reason, failure.fault))
+        if member.standing is Standing.SETTLING and not member.calls:
+            member.become(Standing.READY)
+            self._unheard.append(ReplicaReady(entry.replica, device=member.device))
+
+    def _end_merge(self, cells: Sequence[int], value: Any, failure: Failure | None) -> None:
+        if failure is None:
+            self._unheard += [CellDone(cell, timings) for cell, timings in zip(cells, value, strict=True)]
+        elif failure.fault == "raised":
+            raise for_user(cause_of(value)) from value
+        else:
+            self._unheard += [
+                CellLost(cell, failure.reason, failure.inputs_lost, failure.fault) for cell in cells
+            ]
+
+    def _forget(self, ref: Ref) -> None:
+        entry = cast(Tiles, self._pending[ref])
+        entry.forgotten = True
+        self._calls.pop(entry.call.number, None)
+
+    def _fall(self, replica: int, failure: Failure, behind: Fault | None = None) -> None:
+        """A replica's process is gone, and all that was under way there with it.
+
+        Parameters
+        ----------
+        behind
+            The fault of the calls that waited behind the one at work, if it is another.
+        """
+        own = [
+            (ref, entry) for ref, entry in self._pending.items() if getattr(entry, "replica", None) == replica
+        ]
+        ended = set(_ended([ref for ref, _ in own]))
+        fault: Fault = failure.fault
+        for ref, entry in own:
+            del self._pending[ref]
+            match entry:
+                case Preparation():
+                    entry.outcome = failure
+                case Tiles(_, call) if not entry.forgotten:
+                    (value,) = fetch([ref]) if ref in ended else (None,)
+                    if isinstance(value, Timings):  # it had just ended
+                        self._end_tiles(ref, entry, value, None)
+                        continue
+                    self._calls.pop(call.number, None)
+                    self._unheard.append(TilesLost(call, replica, failure.reason, fault))
+                    fault = behind or fault
+                case Tiles():
+                    fault = behind or fault  # what was at work was this
+                case _:
+                    pass
+        self._unheard += self._pool.fall(replica, failure)
+
+    # ---- inside: where things are
 
     def _far(self, task: ImageTask) -> ImageTask:
         return task if task.shared else replace(task, source=FarSource(task.source, self._here))
 
-    def _seen_from(self, replica: int, task: Handle) -> Any:
+    def _seen_from(self, member: Member, task: Handle) -> Any:
         shared = cast(_Shared, task)
-        return shared.near if self._nodes[replica] == self._here else shared.far
+        return shared.near if member.node == self._here else shared.far
 
-    def _new_actor(self) -> Any:
-        gpus = self._gpus or 0.0
-        options = {"num_gpus": gpus, "num_cpus": 0 if gpus else self._spec.threads}
-        return (
-            ray.remote(RayReplica).options(**options, max_restarts=0, max_task_retries=0).remote(self._spec)
-        )
 
-    def _load(self, replica: int) -> None:
-        self._loads[self._actors[replica].load_here.remote()] = replica
-
-    def _end(self, ref: Any) -> list[EngineEvent]:
-        if ref in self._loads:
-            return [self._end_load(ref)]
-        if ref in self._tiles:
-            return self._end_tile(ref)
-        return self._end_merge(ref) if ref in self._merges else []
-
-    def _end_load(self, ref: Any) -> EngineEvent:
-        replica = self._loads.pop(ref)
-        try:
-            node, device, timings = cast(tuple[str, str, Timings], ray.get(ref))
-        except RayTaskError as error:
-            return self._give_up(replica, describe_error(cause_of(error)))
-        except PROCESS_FAULTS as error:
-            return self._revive(replica, error)
-        self._ready.add(replica)
-        self._nodes[replica] = node
-        self._deaths[replica] = 0
-        return ReplicaReady(replica, timings, device)
-
-    def _end_tile(self, ref: Any) -> list[EngineEvent]:
-        call = self._tiles.pop(ref)
-        replica = call.replica
-        try:
-            return [TilesDone(call.call, replica, call.pixels, cast(Timings, ray.get(ref)))]
-        except RayTaskError as error:
-            return [TilesLost(call.call, replica, describe_error(cause_of(error)), "raised")]
-        except PROCESS_FAULTS as error:
-            lost = TilesLost(call.call, replica, describe_fault(error), "died")
-            # The calls that waited behind it are lost with it; the replica died but once.
-            return [lost, self._revive(replica, error)] if call.actor is self._actors[replica] else [lost]
-
-    def _end_merge(self, ref: Any) -> list[EngineEvent]:
-        cells = self._merges.pop(ref)
-        try:
-            timings = cast(list[Timings], ray.get(ref))
-            return [CellDone(cell, timing) for cell, timing in zip(cells, timings, strict=True)]
-        except RayTaskError as error:
-            cause = cause_of(error)
-            if not isinstance(cause, PROCESS_FAULTS):
-                raise for_user(cause) from error
-            reason, tiles_lost = describe_fault(cause), True  # with the node that held them
-        except PROCESS_FAULTS as error:
-            reason, tiles_lost = describe_fault(error), isinstance(error, ObjectLostError)
-        return [CellLost(cell, reason, tiles_lost) for cell in cells]
-
-    def _give_up(self, replica: int, reason: str) -> EngineEvent:
-        self._lost[replica] = reason
-        return ReplicaLost(replica, reason, for_good=True)
-
-    def _revive(self, replica: int, error: Exception) -> EngineEvent:
-        """Have a dead replica start anew, unless it died too often before it was ready."""
-        self._ready.discard(replica)
-        self._loads = {ref: of for ref, of in self._loads.items() if of != replica}
-        self._deaths[replica] += 1
-        if self._deaths[replica] > RECREATIONS:
-            return self._give_up(replica, describe_fault(error))
-        self._actors[replica] = self._new_actor()
-        self._load(replica)
-        return ReplicaLost(replica, describe_fault(error))
+def _ended(refs: Sequence[Ref]) -> list[Ref]:
+    """Those whose answer is there, in the same order."""
+    return list(ray.wait(list(refs), num_returns=len(refs), timeout=0, fetch_local=False)[0]) if refs else []

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import ray
 from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
 from ray._private.utils import get_num_cpus
 
-from dino_ray.engine.ray.cluster import Resources, connect, replica_count, resources_of
+from dino_ray.engine.ray.autoscaler import brings_machines
+from dino_ray.engine.ray.cluster import connect, leave
+from dino_ray.engine.ray.nodes import look
+from dino_ray.engine.ray.placement import Resources, replica_count, share_of
 
 
-def replicas_at(address: str, wanted: int | None, most: int, gpus: float | None, threads: int) -> int:
-    """Replicas that a `RayEngine` with these arguments will have.
+def replicas_at(address: str, least: int, most: int, gpus: float | None, threads: int) -> int:
+    """Replicas that a `RayEngine` with these arguments will have once the cluster as it is has been put to use.
 
     Parameters
     ----------
     address
         ``local`` for a Ray that would be started here; any other is joined and left again.
-    wanted
-        None: as many as there is room for, up to ``most``.
+    least, most
+        Bounds on their number.
     gpus
         Of each replica; None for one where there are GPUs, else 0.
     threads
@@ -28,10 +30,12 @@ def replicas_at(address: str, wanted: int | None, most: int, gpus: float | None,
     UsageError
         If no cluster answers, or it has no room for them.
     """
-    nodes = [_this_machine()] if address == "local" else _nodes(address)
-    if gpus is None:
-        gpus = 1.0 if any(node.gpus >= 1 for node in nodes) else 0.0
-    return replica_count(wanted, most, nodes, gpus, threads)
+    if address == "local":
+        machines, grows = [_this_machine()], False
+    else:
+        machines, grows = _machines(address)
+    share = share_of(gpus, threads, machines)
+    return least if grows else replica_count(least, most, machines, share)
 
 
 def _this_machine() -> Resources:
@@ -41,10 +45,11 @@ def _this_machine() -> Resources:
     return Resources(float(get_num_cpus()), float(gpus if visible is None else min(gpus, len(visible))))
 
 
-def _nodes(address: str) -> list[Resources]:
+def _machines(address: str) -> tuple[list[Resources], bool]:
+    """What the machines have, and whether an autoscaler would bring more."""
     joined = connect(address)
     try:
-        return [resources_of(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+        return [node.total for node in look() if not node.draining], brings_machines()
     finally:
         if joined:
-            ray.shutdown()
+            leave()

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import numpy as np
 import ray
+from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dino_ray.engine.protocol import Guide, ImageTask, Readable, TileCall, Timings
+from dino_ray.engine.protocol import DinoEffect, Guide, ImageTask, Readable, ReplicaSpec, TileCall, Timings
 from dino_ray.engine.replica import Replica, merge
+from dino_ray.engine.watch import Cancelled
 from dino_ray.errors import for_user
 
 if TYPE_CHECKING:
@@ -28,12 +30,18 @@ T = TypeVar("T")
 
 
 def sendable(function: Callable[P, T]) -> Callable[P, T]:
-    """Has a function raise errors of this package only: others may not survive the way back."""
+    """Has a function raise errors of this package and of Ray only: others may not survive the way back."""
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return function(*args, **kwargs)
+        except Cancelled:
+            raise
+        except RayTaskError as error:  # of a task that read for this one
+            raise (error.cause if isinstance(error.cause, Exception) else for_user(error)) from None
+        except RayError:
+            raise
         except Exception as error:
             raise for_user(error) from None
 
@@ -41,24 +49,50 @@ def sendable(function: Callable[P, T]) -> Callable[P, T]:
 
 
 class RayReplica(Replica):
-    """A replica that also says where it lives."""
+    """A replica as an actor.
+
+    Parameters
+    ----------
+    name
+        What Ray's dashboard is to call it.
+    """
+
+    def __init__(self, spec: ReplicaSpec, name: str) -> None:
+        super().__init__(spec)
+        self._name = name
+
+    def __repr__(self) -> str:
+        return self._name
+
+    def node(self) -> str:
+        """Id of the node that it lives on; that it answers says that its process runs."""
+        return str(ray.get_runtime_context().get_node_id())
 
     @sendable
-    def load_here(self) -> tuple[str, str, Timings]:
-        """Load, and name the node and the device."""
+    def load_here(self) -> tuple[str, Timings]:
+        """Load, and name the device."""
         keep_heap()
         timings = self.load()
-        return ray.get_runtime_context().get_node_id(), self.device, timings
-
-    prepare = sendable(Replica.prepare)
+        return self.device, timings
 
     @sendable
-    def refine(self, task: ImageTask, guide: Guide, call: TileCall) -> tuple[Any, ...]:
+    def prepare_here(self, task: ImageTask) -> tuple[Guide, Timings]:
+        return self.prepare(task, asked_to_stop)
+
+    @sendable
+    def refine_here(self, task: ImageTask, guide: Guide, call: TileCall) -> tuple[Any, ...]:
         """The pixels of each tile, and the timings: a return of its own each, so that pixels stay in the store."""
-        pixels, timings = super().refine(task, guide, call)
+        pixels, timings = self.refine(task, guide, call, asked_to_stop)
         return (*pixels, timings)
 
-    dino_effect = sendable(Replica.dino_effect)
+    @sendable
+    def dino_effect_here(self, task: ImageTask, guide: Guide, tile: int) -> DinoEffect:
+        return self.dino_effect(task, guide, tile)
+
+
+def asked_to_stop() -> bool:
+    """Whether the driver has cancelled the call that this worker works on; Ray can't interrupt it by itself."""
+    return bool(ray.get_runtime_context().is_canceled())
 
 
 @dataclass(frozen=True)
@@ -85,11 +119,22 @@ def light(function: Callable[..., Any], name: str, node: str | None = None) -> A
         Where it has to run; None: anywhere, best where its arguments are.
     """
     where = "DEFAULT" if node is None else NodeAffinitySchedulingStrategy(node, soft=False)
-    return ray.remote(function).options(num_cpus=0, max_retries=0, scheduling_strategy=where, name=name)
+    return _light(function).options(scheduling_strategy=where, name=name)
+
+
+@lru_cache(maxsize=16)
+def _light(function: Callable[..., Any]) -> Any:
+    """Made once for each function: Ray sends a function's code around again for every new one."""
+    return ray.remote(num_cpus=0, max_retries=0)(function)
 
 
 def read_task(source: Readable, rect: Rect) -> np.ndarray:
     return source.read(rect)
+
+
+def copy_task(value: T) -> T:
+    """A copy of a value in the store of the node that this runs on."""
+    return value
 
 
 @sendable

@@ -1,0 +1,123 @@
+"""What keeps a Ray that a job starts here to itself: loopback, a token of its own, and a folder that goes with it."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from ray._private import ray_constants
+from ray._raylet import AuthenticationTokenLoader, Config
+
+TOKEN_BYTES = 32
+"""256 bits: nobody guesses them."""
+
+PREFIX = "dino-ray-"
+LOCK = "in-use"
+
+LONGEST_ROOT = 30
+"""Characters: a socket's path has 107 at most, of which Ray's names take up to 65, and ours the rest."""
+
+USERS_FOLDER = "RAY_TMPDIR"
+"""Who sets it has a place in mind for what Ray leaves, and keeps that."""
+
+
+@contextmanager
+def loopback() -> Iterator[None]:
+    """Have a Ray that starts within take 127.0.0.1 for its address, as it does on macOS.
+
+    On Linux it would listen on every interface, and it turns a loopback address that it is given into another.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+class Token:
+    """A random token in this process's environment, which Ray's processes inherit: no file holds it.
+
+    Whoever has no token, another user of this machine above all, can run nothing in the Ray that was started with it.
+    """
+
+    NAMES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+
+    def __init__(self) -> None:
+        self._before = {name: os.environ.get(name) for name in self.NAMES}
+        self._set({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(TOKEN_BYTES)})
+
+    def withdraw(self) -> None:
+        """Leave the environment as it was, for the next Ray that this process joins."""
+        self._set(self._before)
+
+    def _set(self, values: Mapping[str, str | None]) -> None:
+        for name in self.NAMES:
+            value = values.get(name)
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        Config.initialize("")  # Ray read its environment when it was imported
+        AuthenticationTokenLoader.instance().reset_cache()
+
+
+class SessionFolder:
+    """Where Ray keeps sockets, logs and what it spills; removed with the job, or by the next one if that was killed.
+
+    A lock on a file in it, which goes with the process however that ends, says that it is in use.
+    """
+
+    def __init__(self) -> None:
+        _sweep()
+        root = Path(tempfile.gettempdir())
+        if len(str(root)) > LONGEST_ROOT:
+            root = Path("/tmp")
+        self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=root))
+        self._lock, unnamed = tempfile.mkstemp(dir=self.path)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        os.rename(unnamed, self.path / LOCK)  # under its name it was never free
+        atexit.register(self.remove)
+
+    def remove(self) -> None:
+        atexit.unregister(self.remove)
+        shutil.rmtree(self.path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            os.close(self._lock)
+
+
+def session_folder() -> SessionFolder | None:
+    """A folder for one Ray; None where the user has named one, which stays."""
+    return None if USERS_FOLDER in os.environ else SessionFolder()
+
+
+def _sweep() -> None:
+    """Remove the folders of jobs that were killed before they could."""
+    for root in {Path(tempfile.gettempdir()), Path("/tmp")}:
+        for folder in root.glob(f"{PREFIX}*"):
+            if _is_abandoned(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_abandoned(folder: Path) -> bool:
+    try:
+        if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+            return False
+        lock = os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW)
+    except OSError:  # no folder of ours, or one that is just being made
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(lock)
+    return True
