@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import quote, urlsplit
 
+from dino_ray import places
 from dino_ray.errors import JobError, UsageError, describe_error
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -75,9 +76,9 @@ def named(address: str | None) -> str:
         valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1)
     except ValueError:
         valid = False
-    if not valid or parts.username or parts.query:
+    if not valid or parts.username or parts.query or address in ("auto", "local", "none"):
         raise UsageError(
-            f"--address {parts.scheme}://{parts.hostname or ''}: jobs are submitted to Ray's dashboard; name it as "
+            f"--address {places.shown(address or found)}: jobs are submitted to Ray's dashboard; name it as "
             "http://HEAD:8265"
         )
     return found.rstrip("/")
@@ -277,8 +278,16 @@ def _asks_for_token(address: str) -> bool:
         return bool(answer.json().get("authentication_mode") == "token")
     except requests.exceptions.JSONDecodeError:  # a Ray from before there were tokens
         return False
+    except requests.exceptions.ConnectionError as error:  # it took the connection, so something is there
+        raise _no_dashboard(address) from error
     except requests.exceptions.RequestException as error:
         raise _refused(address, error) from error
+
+
+def _no_dashboard(address: str) -> UsageError:
+    return UsageError(
+        f"--address {address}: what answers there is no Ray dashboard; name it as http://HEAD:8265"
+    )
 
 
 def _token() -> str | None:
@@ -323,10 +332,8 @@ def _refused(address: str, error: Exception) -> UsageError | JobError:
             f"--address {address}: the token {wrong}; put the cluster's into ~/.ray/auth_token, or set "
             "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
         )
-    if isinstance(error, requests.exceptions.JSONDecodeError):
-        return UsageError(
-            f"--address {address}: what answers there is no Ray dashboard; name it as http://HEAD:8265"
-        )
+    if isinstance(error, requests.exceptions.JSONDecodeError) or "Version check returned 404" in text:
+        return _no_dashboard(address)
     if isinstance(error, requests.exceptions.RequestException | OSError):
         return Unreachable(f"{address}: the dashboard does not answer ({describe_error(error)[:200]})")
     if "No available agent" in text:

@@ -32,7 +32,7 @@ WAIT_HOURS = 7 * 24.0
 """How long results wait to be fetched: a laptop may be closed for a week."""
 ORDER_S = 60.0
 """The order is in the store before the job is submitted; a store that has none for so long has lost it."""
-POLL_S = 1.0
+POLL_S = 0.5
 CHILD_S = STOP_S + 2.0
 """By then, ``work`` has ended after a signal."""
 
@@ -210,6 +210,7 @@ def _work(order: Order, folder: Path, say: Say) -> int:
         try:
             child.stdin.write(order.to_json())
             child.stdin.close()
+            child.stdin = None  # else communicate() would flush it
             for line in child.stdout:
                 _print(line.rstrip("\n"))
                 if standing := track(line, time.monotonic()):

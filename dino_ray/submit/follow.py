@@ -30,6 +30,7 @@ PATIENCE_S = 120.0
 RETRY_S = 2.0
 TRIES = 3
 """To fetch a result."""
+SETTLE_S, SETTLE_POLL_S = 10.0, 0.2
 _KEPT_LINES = 20
 """Of the log's other lines, for a job that ends without a word."""
 
@@ -112,6 +113,7 @@ def follow(dashboard: Dashboard, remembered: Record, listen: Listener, show: Sho
     _fetch_all(dashboard, remembered, told, show)
     _write_report(remembered, told)
     remembered.forget()
+    _await_end(dashboard, job)
     if told.exit_code == INTERRUPTED:
         raise Interrupted(f"{job} was stopped; {told.interrupted or 'nothing of it is kept'}")
     return told.exit_code
@@ -297,6 +299,13 @@ def _fetch_staged(folder: str, target: Path) -> None:
 
 def _hidden(path: str) -> bool:
     return path.strip("/").partition("/")[0].startswith(".")
+
+
+def _await_end(dashboard: Dashboard, job: str) -> None:
+    """Give the driver the time to clear up: when the command ends, nothing of it is left."""
+    deadline = time.monotonic() + SETTLE_S
+    while not dashboard.job(job).over and time.monotonic() < deadline:
+        time.sleep(SETTLE_POLL_S)
 
 
 def _write_report(remembered: Record, told: Told) -> None:

@@ -41,7 +41,8 @@ class Tracker:
         self._lines += 1
         if self.standing == self._said:
             return None
-        if now - self._said_at < SAY_S and self._lines < SAY_LINES:
+        same_stage = self._said is not None and self._said.stage == self.standing.stage
+        if same_stage and now - self._said_at < SAY_S and self._lines < SAY_LINES:
             return None
         self._said, self._said_at, self._lines = self.standing, now, 0
         return self.standing

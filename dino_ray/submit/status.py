@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dino_ray import places
+from dino_ray.report.progress import STAGES
 from dino_ray.submit import notes
 from dino_ray.submit.dashboard import Dashboard, JobState
 from dino_ray.submit.standing import SAY_LINES
@@ -59,7 +60,7 @@ class JobStatus:
             return ""
         cells = f", {self.cells_done:,} of {self.cells:,} cells" if self.cells else ""
         images = f"{self.images_done} of {self.images} images, " if self.images > 1 else ""
-        return f"{images}{self.stage}{cells}"
+        return f"{images}{STAGES.get(self.stage, self.stage)}{cells}"
 
 
 def jobs(dashboard: Dashboard, job: str | None = None) -> list[JobStatus]:
