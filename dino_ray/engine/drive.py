@@ -6,34 +6,19 @@ import time
 from collections.abc import Callable, Sequence
 
 from dino_ray.engine.protocol import (
-    CellDone,
-    CellLost,
     DriveDone,
     Engine,
-    Event,
     Handle,
     ImageTask,
     Listener,
     ReplicaLost,
-    ReplicaReady,
-    TilePoisoned,
-    TilesDone,
-    TilesLost,
     TilesStarted,
 )
-from dino_ray.engine.scheduler import Scheduler
+from dino_ray.engine.scheduler import Cancel, Decision, Merge, Replace, Scheduler, Start, Stop
 from dino_ray.errors import JobError
 
-POLL_S = 1.0
-"""How long one wait blocks: short enough that an interrupt is felt at once."""
-
-NO_PROGRESS_S = 1800.0
-"""Nothing got done for this long: longer than any model takes to load or any tile to refine."""
-
-PROGRESS = (ReplicaReady, TilesDone, CellDone)
-
-POISONED_BEFORE_DOUBT = 3
-"""With so many tiles poisoned and not one refined, it is the model that does not work, not the tiles."""
+SAMPLE_BYTES = 2
+"""Tiles travel as 16-bit integers."""
 
 
 def drive(
@@ -57,90 +42,56 @@ def drive(
         Called with every event, in this thread.
     cells_done
         Cells that the canvas holds already.
+    clock
+        Seconds since whenever.
 
     Raises
     ------
     JobError
         If the canvas can't be written, no replica is left, every tile fails, or nothing happens any more.
     """
-    run = _Run(engine, task, guide, listen, Scheduler(task.grid, cells_done))
-    last = clock()
+    scheduler = Scheduler(
+        task.grid,
+        batch=task.batch,
+        cells_done=cells_done,
+        ready=engine.ready,
+        tile_bytes=task.grid.xs.tile * task.grid.ys.tile * task.canvas.bands * SAMPLE_BYTES,
+        now=clock(),
+    )
+    shared = engine.share(task)
     try:
-        run.check_somebody_is_left()
-        while not run.scheduler.done:
-            run.start_what_can_start()
-            events = engine.wait(POLL_S)
+        _check_somebody_is_left(engine)
+        while not scheduler.done:
+            now = clock()
+            for decision in scheduler.decide(now, engine.merges_at_once):
+                _perform(decision, engine, shared, guide, listen)
+            events = engine.wait(scheduler.patience(now))
+            now = clock()
             for event in events:
-                run.handle(event)
-            if any(isinstance(event, PROGRESS) for event in events):
-                last = clock()
-            elif clock() - last > NO_PROGRESS_S:
-                raise JobError(f"nothing got done for {NO_PROGRESS_S:.0f} s: {run.scheduler.describe()}")
+                for told in scheduler.hear(event, now):
+                    listen(told)
+                if isinstance(event, ReplicaLost):
+                    _check_somebody_is_left(engine)
     finally:
         engine.settle()
-    return DriveDone(run.tile_calls, run.retries, run.scheduler.poisoned)
+    return scheduler.summary()
 
 
-class _Run:
-    """One image's way through an engine: the pixels that wait for a merge, and what has been counted."""
+def _perform(decision: Decision, engine: Engine, task: Handle, guide: Handle, listen: Listener) -> None:
+    match decision:
+        case Start(call, replica, copy):
+            engine.submit_tiles(task, guide, call, replica)
+            listen(TilesStarted(call, replica, copy))
+        case Cancel(call, replica):
+            engine.cancel(call, replica)
+        case Replace(replica, reason):
+            engine.replace(replica, reason)
+        case Merge(cells, tiles):
+            engine.submit_merge(task, cells, tiles)
+        case Stop(reason, stuck):
+            raise JobError(f"{reason}; {engine.describe()}" if stuck else reason)
 
-    def __init__(
-        self, engine: Engine, task: ImageTask, guide: Handle, listen: Listener, scheduler: Scheduler
-    ) -> None:
-        self.engine, self.listen, self.scheduler = engine, listen, scheduler
-        self.grid, self.task, self.guide = task.grid, engine.share(task), guide
-        self.pixels: dict[int, Handle] = {}
-        self.tile_calls = 0
-        self.retries = 0
-        for replica in engine.ready:
-            scheduler.replica_ready(replica)
 
-    def start_what_can_start(self) -> None:
-        for cells in self.scheduler.next_merges(self.engine.merges_at_once):
-            tiles = [(tile, self.pixels[tile]) for tile in self.grid.cell_tiles(cells[0])]
-            self.engine.submit_merge(self.task, cells, tiles)
-        for call, replica in self.scheduler.next_tiles():
-            self.engine.submit_tiles(self.task, self.guide, call, replica)
-            self.tile_calls += 1
-            self.listen(TilesStarted(call, replica))
-
-    def handle(self, event: Event) -> None:
-        self.listen(event)
-        match event:
-            case ReplicaReady(replica):
-                self.scheduler.replica_ready(replica)
-            case ReplicaLost(replica):
-                self.scheduler.replica_lost(replica)
-                self.check_somebody_is_left()
-            case TilesDone(call, replica, pixels):
-                if self.scheduler.tile_done(call.tiles[0], replica):
-                    self.pixels[call.tiles[0]] = pixels[0]
-            case TilesLost(call, replica, reason, fault):
-                self.retries += 1
-                tile = call.tiles[0]
-                if self.scheduler.tile_lost(tile, replica, reason, died=fault != "raised"):
-                    self._poison(tile, reason)
-                elif self.scheduler.has_failed_for_good(tile):
-                    raise JobError(f"tile {tile} fails even without the model: {reason}")
-            case CellDone(cell):
-                for tile in self.scheduler.cell_done(cell):
-                    self.pixels.pop(tile, None)
-            case CellLost(cell, reason, tiles_lost):
-                again = self.scheduler.cell_lost(cell, tiles_lost)
-                self.retries += len(again)
-                if self.scheduler.cell_has_failed_for_good(cell):
-                    raise JobError(f"cell {cell} can't be merged: {reason}")
-                for tile in again:
-                    self.pixels.pop(tile, None)
-            case _:
-                pass
-
-    def _poison(self, tile: int, reason: str) -> None:
-        suspicious = min(POISONED_BEFORE_DOUBT, self.scheduler.tiles_to_do)
-        if self.scheduler.refined == 0 and len(self.scheduler.poisoned) >= suspicious:
-            raise JobError(f"the model fails on every tile it was given: {reason}")
-        self.listen(TilePoisoned(tile, reason))
-
-    def check_somebody_is_left(self) -> None:
-        if self.engine.hopeless is not None:
-            raise JobError(f"no replica is left: {self.engine.hopeless}")
+def _check_somebody_is_left(engine: Engine) -> None:
+    if engine.hopeless is not None:
+        raise JobError(f"no replica is left: {engine.hopeless}")

@@ -280,6 +280,8 @@ class DriveDone:
     retries: int
     poisoned: Mapping[int, str]
     """Tile to the last reason; the base stands in its place."""
+    copies: int = 0
+    """Of the calls, those that were made while another replica was late with the same tiles."""
 
 
 @dataclass(frozen=True)

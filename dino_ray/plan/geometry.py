@@ -114,6 +114,14 @@ class Grid:
             return tuple(range(rows * cols))
         return tuple(row * cols + col for col in range(cols) for row in range(rows))
 
+    def tile_groups(self, size: int) -> tuple[tuple[int, ...], ...]:
+        """All tiles in groups of ``size``, the last one of what is left: neighbours in ``tile_order``.
+
+        Pixels can depend on which tiles a model sees at once, so this depends on nothing but the plan.
+        """
+        order = self.tile_order()
+        return tuple(order[start : start + size] for start in range(0, len(order), size))
+
     def max_waiting(self) -> int:
         """The most finished tiles that any cell still needs, when tiles finish in ``tile_order``.
 
