@@ -30,6 +30,8 @@ from dino_ray.jobfolder import Existing, forget
 from dino_ray.opening import Job, ahead, is_shared, note_of, open_job
 from dino_ray.raster.canvas import Canvas
 from dino_ray.raster.export import export
+from dino_ray.report.logs import EventLog
+from dino_ray.report.roster import Roster
 from dino_ray.report.run import Bookkeeper, UpscaleReport
 from dino_ray.request import Image
 from dino_ray.resolve import Settings, replica_spec
@@ -102,6 +104,7 @@ def upscale_images(
         return open_job(image, config, settings, existing, report, several, stop)
 
     standing = standing or Standing(images, several)
+    roster, log_of_events = Roster(), EventLog()
     with (
         told_if_interrupted(standing),
         _EngineRoom(config, settings, images) as engine_room,
@@ -109,8 +112,8 @@ def upscale_images(
     ):
         for image, take in opened:
             standing.image = image
-            books = Bookkeeper(started)
-            hear = books.listener(listen)
+            books = Bookkeeper(started, roster)
+            hear = _to_all(books.hear, log_of_events.listener(image), engine_room.hear, listen)
             try:
                 hear(StageStarted("ingest"))
                 job = take()
@@ -134,6 +137,16 @@ def upscale_images(
         if image.place is not None:
             forget(image.place)
     return failures
+
+
+def _to_all(*listeners: Listener) -> Listener:
+    """One listener that tells each of several, in order."""
+
+    def hear(event: JobEvent) -> None:
+        for listener in listeners:
+            listener(event)
+
+    return hear
 
 
 def _upscale(job: Job, settings: Settings, engine_room: _EngineRoom, listen: Listener) -> None:
@@ -218,13 +231,14 @@ def _noting(job: Job, engine_room: _EngineRoom, listen: Listener) -> Listener:
 
 
 class _EngineRoom:
-    """Starts the engine when the first image is known to be readable, and stops it after the last."""
+    """Starts the engine when the first image is known to be readable, and stops it after the last; so Ray's metrics."""
 
     def __init__(self, config: UpscaleConfig, settings: Settings, images: Sequence[Image]) -> None:
         self._config, self._settings = config, settings
         self._most_tiles = max((image.grid.n_tiles for image in images), default=1)
         self._stack = ExitStack()
         self._engine: Engine | None = None
+        self._metrics: Listener | None = None
         self.devices: set[str] = set()
 
     def __enter__(self) -> _EngineRoom:
@@ -236,7 +250,17 @@ class _EngineRoom:
     def engine(self) -> Engine:
         if self._engine is None:
             self._engine = self._stack.enter_context(self._make())
+            if self._config.address != "none":
+                from dino_ray.engine.ray.metrics import Metrics
+
+                self._metrics = metrics = Metrics()
+                self._stack.callback(metrics.close)
         return self._engine
+
+    def hear(self, event: JobEvent) -> None:
+        """Take an event in, for the metrics of the Ray that the engine runs on, if it does."""
+        if self._metrics is not None:
+            self._metrics(event)
 
     def _make(self) -> Engine:
         config = self._config

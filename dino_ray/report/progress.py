@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from typing import IO, Any
 
 from dino_ray.engine.protocol import (
@@ -15,24 +15,15 @@ from dino_ray.engine.protocol import (
     ImageStarted,
     JobEvent,
     Listener,
-    ReplicaLost,
-    ReplicaReady,
     StageStarted,
-    TileCall,
-    TilePoisoned,
     TilesDone,
     TilesLost,
+    TilesSpare,
     TilesStarted,
 )
+from dino_ray.report.narration import STAGES, Narrator, plain_fields
 
-STAGES = {
-    "ingest": "reading the source",
-    "workers": "starting the workers",
-    "features": "loading the models",
-    "tiles": "refining",
-    "export": "writing the output",
-}
-"""Stage to what a person reads."""
+__all__ = ["STAGES", "bars", "json_lines", "plain_lines"]
 
 
 @contextmanager
@@ -68,10 +59,14 @@ class _Bars:
         self._tiles: Any = None
         self._cells: Any = None
         self._stage: Any = None
-        self._flying: dict[int, int] = {}
-        self._ready: set[int] = set()
+        self._note = ""
+        self._flying: Counter[int] = Counter()
+        self._narrate = Narrator()
 
     def __call__(self, event: JobEvent) -> None:
+        said = self._narrate(event)
+        if said is not None:
+            self._progress.console.print(said.text, markup=False, highlight=False)
         match event:
             case StageStarted(stage):
                 if stage == "ingest":  # of the next image; the one before may have failed half-way
@@ -84,41 +79,30 @@ class _Bars:
                 self._cells = self._progress.add_task(
                     f"{name}  cells", total=grid.n_cells, completed=before, note=""
                 )
-            case ReplicaReady(replica):
-                self._ready.add(replica)
-                self._show_busy()
-            case ReplicaLost(replica, reason):
-                self._ready.discard(replica)
-                self._say(f"replica {replica} lost, its work goes elsewhere: {reason}")
             case TilesStarted(replica=replica):
-                self._flying[replica] = self._flying.get(replica, 0) + 1
-                self._show_busy()
+                self._flying[replica] += 1
             case TilesDone(call, replica):
                 self._flying[replica] -= 1
                 self._progress.advance(self._tiles, len(call.tiles))
-                self._show_busy()
-            case TilesLost(call, replica, reason):
+            case TilesLost(replica=replica) | TilesSpare(replica=replica):
                 self._flying[replica] -= 1
-                self._show_busy()
-                self._say(f"{_tiles(call)} failed on replica {replica}, trying again: {reason}")
-            case TilePoisoned(tile, reason):
-                self._say(f"tile {tile} given up, the base takes its place: {reason}")
             case CellDone():
                 self._progress.advance(self._cells)
             case ImageDone():
                 self._clear()
             case _:
                 pass
-
-    def _say(self, text: str) -> None:
-        self._progress.console.print(text, markup=False, highlight=False)
+        self._show_busy()
 
     def _show_busy(self) -> None:
         if self._tiles is None:
             return
         busy = sum(count > 0 for count in self._flying.values())
-        total = max(len(self._ready), busy)
-        self._progress.update(self._tiles, note=f"{busy} of {total} replicas busy")
+        total = max(self._narrate.roster.ready, busy)
+        note = f"{busy} of {total} replicas busy"
+        if note != self._note:
+            self._note = note
+            self._progress.update(self._tiles, note=note)
 
     def _show_stage(self, text: str) -> None:
         if self._stage is None:
@@ -130,15 +114,20 @@ class _Bars:
             if task is not None:
                 self._progress.remove_task(task)
         self._tiles = self._cells = self._stage = None
+        self._note = ""
         self._flying.clear()
 
 
 def plain_lines(stream: IO[str]) -> Listener:
     """One line per stage and per tenth of the cells, for logs and pipes."""
     count, total, tenth = 0, 1, 0
+    narrate = Narrator()
 
     def hear(event: JobEvent) -> None:
         nonlocal count, total, tenth
+        said = narrate(event)
+        if said is not None:
+            print(said.text, file=stream, flush=True)
         match event:
             case StageStarted(stage):
                 print(STAGES[stage], file=stream, flush=True)
@@ -152,16 +141,6 @@ def plain_lines(stream: IO[str]) -> Listener:
                 if count * 10 // total > tenth:
                     tenth = count * 10 // total
                     print(f"{10 * tenth} % of {total} cells", file=stream, flush=True)
-            case ReplicaLost(replica, reason):
-                print(f"replica {replica} lost, its work goes elsewhere: {reason}", file=stream, flush=True)
-            case TilesLost(call, replica, reason):
-                print(
-                    f"{_tiles(call)} failed on replica {replica}, trying again: {reason}",
-                    file=stream,
-                    flush=True,
-                )
-            case TilePoisoned(tile, reason):
-                print(f"tile {tile} given up, the base takes its place: {reason}", file=stream, flush=True)
             case _:
                 pass
 
@@ -172,26 +151,7 @@ def json_lines(stream: IO[str], clock: Callable[[], float] = time.time) -> Liste
     """Every event as one line of JSON: ``event`` (its kind), ``time`` (Unix seconds), and its fields."""
 
     def hear(event: JobEvent) -> None:
-        line = {"event": type(event).__name__, "time": round(clock(), 3), **_plain_fields(event)}
+        line = {"event": type(event).__name__, "time": round(clock(), 3), **plain_fields(event)}
         print(json.dumps(line), file=stream, flush=True)
 
     return hear
-
-
-def _tiles(call: TileCall) -> str:
-    return f"tile{'s' if len(call.tiles) > 1 else ''} {', '.join(map(str, call.tiles))}"
-
-
-def _plain_fields(event: JobEvent) -> dict[str, Any]:
-    """What of an event means something outside this process: a grid by its sizes, pixels not at all."""
-    if isinstance(event, ImageStarted):
-        grid = event.grid
-        sizes = {"width": grid.width, "height": grid.height, "tiles": grid.n_tiles, "cells": grid.n_cells}
-        return {"name": event.name, **sizes, "replicas": event.replicas, "cells_done": event.cells_done}
-    values: dict[str, Any] = {f.name: getattr(event, f.name) for f in fields(event) if f.name != "pixels"}
-    if (call := values.pop("call", None)) is not None:
-        values |= {"call": call.number, "tiles": call.tiles}
-    timings = values.pop("timings", None)
-    if timings is not None:
-        values["stages"] = {name: round(seconds, 4) for name, seconds in timings.stages.items()}
-    return {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}

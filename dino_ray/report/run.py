@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from dino_ray.engine.protocol import (
@@ -15,7 +15,6 @@ from dino_ray.engine.protocol import (
     ImageDone,
     ImageStarted,
     JobEvent,
-    Listener,
     ReplicaReady,
     StageStarted,
     TilesDone,
@@ -23,6 +22,7 @@ from dino_ray.engine.protocol import (
     Timings,
 )
 from dino_ray.engine.replica import peak_rss_mb
+from dino_ray.report.roster import Member, Roster
 
 if TYPE_CHECKING:
     from dino_ray.config import UpscaleConfig
@@ -43,6 +43,28 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class ReplicaReport:
+    """What one replica did for an image."""
+
+    replica: int
+    """Its number, as in events and logs."""
+    node: str
+    """Its machine."""
+    device: str
+    """What its models run on; empty if it never got ready."""
+    tiles: int
+    """That it refined."""
+    busy_s: float
+    """Seconds it spent on them."""
+    losses: int
+    """How often its process was lost."""
+    ended: str | None
+    """Why it was lost and not back when the image was done; None: it was there to the end."""
+    measures: tuple[str, ...] = ()
+    """What it had to do to fit its device's memory, oldest first."""
+
+
+@dataclass(frozen=True)
 class UpscaleReport:
     """What happened to one image. Sizes in canvas_px, times in seconds, memory in MB."""
 
@@ -53,6 +75,7 @@ class UpscaleReport:
     tiles: int
     cells: int
     workers: int
+    """The most replicas there were at once."""
     wall_s: float
     """All of it: from the start of the command (or the end of the image before) to the finished output."""
     first_tile_s: float
@@ -67,6 +90,7 @@ class UpscaleReport:
     """Of ``cells``, those that an earlier run had finished."""
     tile_calls: int
     retries: int
+    """Calls and merges that were lost and done again."""
     poisoned: dict[int, str]
     """Tiles that no replica could refine, with the reason; there the output shows the base."""
     canvas_sha256: str
@@ -82,6 +106,10 @@ class UpscaleReport:
     """Every option as given, defaults included."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Every option as used: nothing left to the model."""
+    replicas: tuple[ReplicaReport, ...] = ()
+    """All that took part or tried to, by number."""
+    copies: int = 0
+    """Of ``tile_calls``, those that gave overdue tiles to a second replica."""
 
     def to_json(self) -> str:
         """All of it, as an indented JSON object."""
@@ -92,7 +120,11 @@ class UpscaleReport:
         """A report from ``asdict``, which may have been through JSON."""
         stages = {name: Stage(**stage) for name, stage in record["stages"].items()}
         poisoned = {int(tile): reason for tile, reason in record["poisoned"].items()}
-        return cls(**{**record, "stages": stages, "poisoned": poisoned})
+        replicas = tuple(
+            ReplicaReport(**{**replica, "measures": tuple(replica["measures"])})
+            for replica in record.get("replicas", ())
+        )
+        return cls(**{**record, "stages": stages, "poisoned": poisoned, "replicas": replicas})
 
 
 class Bookkeeper:
@@ -102,10 +134,15 @@ class Bookkeeper:
     ----------
     started
         When the image's turn began, by ``time.monotonic``.
+    roster
+        The replicas, as the images before have left them; it hears what this one hears.
     """
 
-    def __init__(self, started: float) -> None:
+    def __init__(self, started: float, roster: Roster | None = None) -> None:
         self._started = started
+        self._roster = roster or Roster()
+        self._before = {number: replace(member) for number, member in self._roster.members.items()}
+        self._copies = 0
         self._first_tile: float | None = None
         self._stage: tuple[str, float] | None = None
         self._seconds: dict[str, float] = {}
@@ -117,17 +154,10 @@ class Bookkeeper:
         self._work: DriveDone | None = None
         self._dino: DinoEffect | None = None
 
-    def listener(self, listen: Listener) -> Listener:
-        """Hears an event first, then passes it on."""
-
-        def hear(event: JobEvent) -> None:
-            self.hear(event)
-            listen(event)
-
-        return hear
-
     def hear(self, event: JobEvent) -> None:
+        """Take an event in."""
         now = time.monotonic()
+        self._roster.hear(event)
         match event:
             case StageStarted(stage):
                 self._end_stage(now)
@@ -136,9 +166,11 @@ class Bookkeeper:
                 self._cells_before = before
                 self._replicas, self._grid_sizes = replicas, (grid.n_tiles, grid.n_cells)
                 self._add("replica", timings)
-            case TilesStarted():
+            case TilesStarted(copy=copy):
                 self._first_tile = self._first_tile or now
+                self._copies += copy
             case TilesDone(timings=timings) | ReplicaReady(timings=timings):
+                self._replicas = max(self._replicas, self._roster.ready)
                 self._add("replica", timings)
             case CellDone(timings=timings):
                 self._add("merge", timings)
@@ -177,7 +209,7 @@ class Bookkeeper:
         used = asdict(settings)
         model = used.pop("model")
         return UpscaleReport(
-            output=str(image.output or ""),
+            output=image.output_name,
             source=image.name,
             width=canvas.width,
             height=canvas.height,
@@ -201,7 +233,30 @@ class Bookkeeper:
             dino=self._dino_report(settings),
             config=config.model_dump(),
             settings=used,
+            replicas=self.replicas(),
+            copies=self._copies,
         )
+
+    def replicas(self) -> tuple[ReplicaReport, ...]:
+        """Each replica less what it had done, and suffered, before this image."""
+        reports = []
+        for number, now in sorted(self._roster.members.items()):
+            before = self._before.get(number, Member(number))
+            if before.gone is not None and now.gone is not None:
+                continue
+            reports.append(
+                ReplicaReport(
+                    number,
+                    now.node,
+                    now.device,
+                    now.tiles - before.tiles,
+                    round(now.busy_s - before.busy_s, 3),
+                    now.losses - before.losses,
+                    now.gone,
+                    tuple(now.measures),
+                )
+            )
+        return tuple(reports)
 
     def _dino_report(self, settings: Settings) -> dict[str, Any] | None:
         if self._dino is None:
