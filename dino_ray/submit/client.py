@@ -79,7 +79,8 @@ def prepare(request: Request, address: str) -> Prepared:
     """
     pairs = [(image.path, result) for image, result in zip(request.images, request.results, strict=True)]
     local = [pair for pair in pairs if not places.is_url(pair[0])]
-    config = request.config.model_copy(update={"address": "auto"})
+    # Where the job's folder lies, and who sees it, is another question there.
+    config = request.config.model_copy(update={"address": "auto", "shared": False, "job_dir": None})
     failures = _check(request, local, config)
     failed = {name for name, _ in failures}
     pairs = [pair for pair in pairs if places.is_url(pair[0]) or places.shown(pair[0]) not in failed]
@@ -90,8 +91,8 @@ def prepare(request: Request, address: str) -> Prepared:
     staged = f"{storage}/{job}" if storage is not None else None
     sources = [_source(path, n, request.means, staged) for n, (path, _) in enumerate(pairs)]
     targets = [_target(result, n, request.means, staged) for n, (_, result) in enumerate(pairs)]
-    given = {name: getattr(config, name) for name in sorted(config.model_fields_set)}
-    options = for_cluster(given, request.means, [request.means.way(result) for _, result in pairs])
+    given = {name: getattr(request.config, name) for name in sorted(request.config.model_fields_set)}
+    options = for_cluster(given, request.means, [result for _, result in pairs])
     places_there = [*(source.place for source in sources), *(target.place for target in targets)]
     if staged is not None and "job_dir" not in options and any(_is_staged(t.place, staged) for t in targets):
         options["job_dir"] = f"{staged}/job"
@@ -268,9 +269,11 @@ def _send(
 ) -> None:
     job, size = prepared.record.job, prepared.order.images[number][0].size or 0
 
-    def check() -> None:
-        if dashboard.job(job).over:
+    def check() -> bool:
+        state = dashboard.job(job)
+        if state.over:
             raise DriverGone
+        return state.state == "PENDING"
 
     send(
         path,

@@ -15,6 +15,7 @@ import click
 from dino_ray.config import UpscaleConfig
 from dino_ray.errors import Interrupted, UsageError
 from dino_ray.options import BareWrap, config_options
+from dino_ray.places import shown
 from dino_ray.terminal import EXISTING, command, listener, progress_option, report_option, say_done
 
 if TYPE_CHECKING:
@@ -253,7 +254,7 @@ def _say_failures(failures: Sequence[tuple[str, Exception]]) -> None:
 
 def _say_failure(name: str | None, text: str) -> None:
     # To what is stderr now: err=True would write into the bars.
-    named = text if name is None or name in text else f"{name}: {text}"
+    named = shown(text if name is None or name in text else f"{name}: {text}")
     click.echo(f"dino-ray: {named}", file=sys.stderr)
 
 

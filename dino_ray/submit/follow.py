@@ -314,8 +314,10 @@ def _write_report(remembered: Record, told: Told) -> None:
     from dino_ray.files import write_whole
 
     said: list[dict[str, Any]] = [told.reports[image] for image in sorted(told.reports)]
+    alone = 0 if len(told.images) == 1 else None  # then what the job failed of is the image
     said += [
-        {"source": told.name_of(failure.image) or "", "error": failure.text} for failure in told.failures
+        {"source": told.name_of(alone if failed.image is None else failed.image) or "", "error": failed.text}
+        for failed in told.failures
     ]
     body = json.dumps(said if remembered.several else said[0], indent=2, ensure_ascii=False)
     write_whole(remembered.report, (body + "\n").encode(errors="backslashreplace"), "--report")

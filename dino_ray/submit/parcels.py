@@ -73,7 +73,7 @@ def send(
     store: Store,
     name: Callable[[str | int], str],
     *,
-    check: Callable[[], None],
+    check: Callable[[], bool],
     sent: Callable[[int], None] = lambda n_bytes: None,
 ) -> None:
     """Put a file into the store, part by part, as fast as they are taken out.
@@ -85,7 +85,8 @@ def send(
     name
         Part number, or ``end``, to the name under which it is stored.
     check
-        Called while waiting; raises once there is nobody to wait for.
+        Called while waiting; says whether whoever takes the parts is still on its way, so that waiting is no bad sign,
+        and raises once there is nobody to wait for.
     sent
         Told the bytes of each part that is on its way.
 
@@ -160,17 +161,17 @@ def _awaited(box: Box, name: str, what: str) -> bytes:
             found.append(content)
         return content is not None
 
-    _wait(arrived, lambda: None, f"{what}: the machine that sends it went silent; submit again")
+    _wait(arrived, lambda: False, f"{what}: the machine that sends it went silent; submit again")
     return found[0]
 
 
-def _wait(done: Callable[[], bool], check: Callable[[], None], otherwise: str) -> None:
+def _wait(done: Callable[[], bool], check: Callable[[], bool], otherwise: str) -> None:
     """Ask until it is so, ever more rarely.
 
     Raises
     ------
     JobError
-        With ``otherwise``, if it does not become so in ``PATIENCE_S``.
+        With ``otherwise``, if it does not become so within ``PATIENCE_S``, counted from the last "yes" of ``check``.
     """
     deadline, pause = time.monotonic() + PATIENCE_S, POLL_S
     while not done():
@@ -178,8 +179,8 @@ def _wait(done: Callable[[], bool], check: Callable[[], None], otherwise: str) -
             raise JobError(otherwise)
         time.sleep(pause)
         pause = min(2 * pause, LONGEST_POLL_S)
-        if pause == LONGEST_POLL_S:
-            check()
+        if pause == LONGEST_POLL_S and check():
+            deadline = time.monotonic() + PATIENCE_S
 
 
 # ---- down

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from dino_ray import places
 from dino_ray.errors import UsageError
+from dino_ray.jobfolder import default_place
 
 Way = Literal["as_is", "storage", "port"]
 """``as_is``: the cluster opens it under the same name. ``storage``: through the object store that the user named.
@@ -79,7 +80,7 @@ def means(shared: bool, shared_dirs: Sequence[str], storage: str | None) -> Mean
     return Means(roots, storage)
 
 
-def for_cluster(options: Mapping[str, Any], common: Means, results: Sequence[Way]) -> dict[str, Any]:
+def for_cluster(options: Mapping[str, Any], common: Means, results: Sequence[str]) -> dict[str, Any]:
     """The config's given options, as they have to be on the cluster.
 
     Parameters
@@ -87,7 +88,7 @@ def for_cluster(options: Mapping[str, Any], common: Means, results: Sequence[Way
     options
         By field name; only what was given.
     results
-        How the results travel.
+        Where they go, as the user has it.
 
     Raises
     ------
@@ -113,9 +114,21 @@ def for_cluster(options: Mapping[str, Any], common: Means, results: Sequence[Way
                 "that all nodes see (--shared-dir)"
             )
         there["job_dir"] = os.path.abspath(job_dir)
-    beside_all_shared = job_dir is None and bool(results) and all(way == "as_is" for way in results)
-    there["shared"] = job_dir is not None or beside_all_shared
+    elif job_dir is None and (seen := _beside(results, common)) is not None:
+        there["job_dir"] = seen
+    there["shared"] = "job_dir" in there
     return there
+
+
+def _beside(results: Sequence[str], common: Means) -> str | None:
+    """What ``--job-dir`` has to be for job folders to lie beside results that all nodes see; None if they do not."""
+    if any(places.is_url(result) or not common.sees(result) for result in results):
+        return None
+    paths = [Path(os.path.abspath(places.local_path(result))) for result in results]
+    if len(paths) == 1:
+        return default_place(str(paths[0]))
+    folders = {str(path.parent) for path in paths}
+    return folders.pop() if len(folders) == 1 else None
 
 
 def folder_name(job: str, job_dir: str | None, targets: Sequence[str]) -> str:

@@ -42,8 +42,8 @@ def named(part: str | int) -> str:
     return f"job.{part}"
 
 
-def nothing() -> None:
-    pass
+def nothing() -> bool:
+    return False
 
 
 def through(shelf: Shelf, source: Path, target: Path, size: int | None = None) -> None:
@@ -71,6 +71,7 @@ def through(shelf: Shelf, source: Path, target: Path, size: int | None = None) -
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parcels, "PART", 1000)
     monkeypatch.setattr(parcels, "POLL_S", 0.001)
+    monkeypatch.setattr(parcels, "LONGEST_POLL_S", 0.2)
     monkeypatch.setattr(parcels, "PATIENCE_S", 0.5)
 
 
@@ -92,6 +93,20 @@ def test_no_more_than_the_window_is_ever_in_the_store(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="takes none"):
         send(str(tmp_path / "a"), 20_000, shelf, named, check=nothing)
     assert shelf.most == parcels.WINDOW
+
+
+def test_a_receiver_that_is_still_starting_is_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(bytes(20_000))
+    asked = []
+
+    def still_starting() -> bool:
+        asked.append(True)
+        if len(asked) > 3:
+            raise KeyError("over")
+        return True
+
+    with pytest.raises(KeyError):
+        send(str(tmp_path / "a"), 20_000, Shelf(), named, check=still_starting)
 
 
 def test_what_was_changed_on_the_way_is_not_kept(tmp_path: Path) -> None:

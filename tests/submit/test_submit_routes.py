@@ -59,31 +59,42 @@ def test_what_can_not_be_common_is_refused(dirs: list[str], storage: str | None,
 
 def test_a_folder_of_this_machine_is_no_model_of_the_clusters(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--model"):
-        for_cluster({"model": str(tmp_path)}, Means(), ["port"])
-    seen = for_cluster({"model": str(tmp_path)}, Means((str(tmp_path),)), ["port"])
+        for_cluster({"model": str(tmp_path)}, Means(), ["a.png"])
+    seen = for_cluster({"model": str(tmp_path)}, Means((str(tmp_path),)), ["a.png"])
     assert seen["model"] == str(tmp_path)
-    assert for_cluster({"model": "flux-schnell"}, Means(), ["port"])["model"] == "flux-schnell"
+    assert for_cluster({"model": "flux-schnell"}, Means(), ["a.png"])["model"] == "flux-schnell"
 
 
 def test_a_job_folder_of_this_machine_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--job-dir"):
-        for_cluster({"job_dir": str(tmp_path)}, Means(), ["port"])
-    assert for_cluster({"job_dir": "s3://b/job"}, Means(), ["port"])["job_dir"] == "s3://b/job"
+        for_cluster({"job_dir": str(tmp_path)}, Means(), ["a.png"])
+    assert for_cluster({"job_dir": "s3://b/job"}, Means(), ["a.png"])["job_dir"] == "s3://b/job"
 
 
 @pytest.mark.parametrize(
-    ("options", "results", "shared"),
+    ("options", "results", "job_dir"),
     [
-        ({}, ["port"], False),
-        ({}, ["as_is"], True),
-        ({}, ["as_is", "port"], False),
-        ({"job_dir": "s3://b/job"}, ["port"], True),
+        ({}, ["here.png"], None),
+        ({}, ["mount/a.png"], "mount/a.png.dino-ray"),
+        ({}, ["mount/a.png", "mount/b.png"], "mount"),
+        ({}, ["mount/a.png", "mount/in/b.png"], None),
+        ({}, ["mount/a.png", "b.png"], None),
+        ({}, ["s3://b/a.png"], None),
+        ({"job_dir": "mount/job"}, ["here.png"], "mount/job"),
     ],
 )
-def test_merges_run_anywhere_only_where_the_job_folder_is_seen_by_all(
-    options: dict[str, str], results: list[str], shared: bool
+def test_merges_run_anywhere_where_the_job_folder_is_seen_by_all(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, str],
+    results: list[str],
+    job_dir: str | None,
 ) -> None:
-    assert for_cluster(options, Means(("/",)), results)["shared"] is shared  # type: ignore[arg-type]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mount").mkdir()
+    there = for_cluster(options, means(False, ["mount"], None), results)
+    assert there["shared"] is (job_dir is not None)
+    assert there.get("job_dir") == (None if job_dir is None else str(tmp_path / job_dir))
 
 
 def test_only_a_job_that_can_be_gone_on_with_shares_its_folder_with_the_next() -> None:
