@@ -65,22 +65,27 @@ def put_file(path: str | Path, place: str) -> None:
         files, target = places.filesystem(place)
         if _is_whole_at_the_end(files):
             files.put_file(str(path), target, **_how(files, os.path.getsize(path)))
+            _check_all_came(files, path, target, place)
         else:
             folder, _, name = target.rpartition("/")
             partial = f"{folder}/.{name[:64]}.{secrets.token_hex(8)}{places.PARTIAL}"
             _make_parents(files, target)
             try:
                 files.put_file(str(path), partial)
+                _check_all_came(files, path, partial, place)
                 files.mv(partial, target)
             except BaseException:
                 with contextlib.suppress(Exception):
                     files.rm_file(partial)
                 raise
-        here, there = os.path.getsize(path), files.size(target)
+
+
+def _check_all_came(files: Any, path: str | Path, sent: str, place: str) -> None:
+    here, there = os.path.getsize(path), files.size(sent)
     if here != there:
         raise JobError(
             f"{places.shown(place)}: has {there:,} bytes there and {here:,} here; something else writes to "
-            "that name, or the store loses data"
+            "that name, or the store loses data; see to that, then resume"
         )
 
 
