@@ -40,5 +40,6 @@ esac
 until noticed; do
     sleep "$every"
 done
+export RAY_ADDRESS="$head" # where the command asks which node it runs on
 exec ray drain-node --address "$head" --reason DRAIN_NODE_REASON_PREEMPTION \
     --reason-message "spot machine taken by $cloud" --deadline-remaining-seconds "$left"

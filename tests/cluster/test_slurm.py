@@ -153,5 +153,5 @@ def test_time_up_and_scancel_leave_a_job_that_the_same_command_finishes(
 def test_a_missing_installation_is_said_before_anything_starts(slurm: Slurm) -> None:
     running = slurm.submit("photo.png", "-o", "out.png", job=1, DINO_RAY_BIN="/nowhere")
     assert running.wait(LONGEST_S) == 2
-    assert "/nowhere/ray: not there; name its folder in DINO_RAY_BIN" in slurm.said()
+    assert "/nowhere/python: not there; name its folder in DINO_RAY_BIN" in slurm.said()
     assert slurm.said("srun.log") == ""
