@@ -219,6 +219,7 @@ def _preview(
         axis.origin(i) + axis.tile - axis.origin(i + 1) for axis in (xs, ys) for i in range(len(axis.ramps))
     ]
     calls_per_tile = 2 * settings.steps - 1 if settings.sampler == "heun" else settings.steps
+    in_flight = CALLS_PER_REPLICA * workers * settings.batch
     tile_mb = xs.tile * ys.tile * info.bands * UINT16_BYTES / MB
     peaks = (
         memory(work, costs)
@@ -254,9 +255,7 @@ def _preview(
         pixels_refined=round(grid.n_tiles * xs.tile * ys.tile / (grid.width * grid.height), 3),
         disk_mb=round((work.ingest_bytes + image.canvas_bytes) / MB, 1),
         output_mb=round(work.canvas_bytes * costs.output_ratio / MB, 1) if costs else None,
-        tiles_waiting_mb=round(
-            (grid.max_waiting() + CALLS_PER_REPLICA * workers * settings.batch) * tile_mb, 1
-        ),
+        tiles_waiting_mb=round(min(grid.n_tiles, grid.max_waiting() + in_flight) * tile_mb, 1),
         peak_rss_mb={role: round(mb, 1) for role, mb in peaks.items()},
         seconds={stage: round(s, 2) for stage, s in asdict(time).items()} if time else None,
         first_tile_s=round(time.first_tile, 2) if time else None,

@@ -228,6 +228,15 @@ def test_counts_are_those_of_the_report(tile: int | None, photo: Path, tmp_path:
         assert getattr(made, name) == done[name]
 
 
+def test_batches_make_fewer_calls_of_as_many_tiles_and_need_more_memory(photo: Path) -> None:
+    one, four = (planned(photo, model="bundled", batch=batch)[0] for batch in (1, 4))
+    assert one.tiles == four.tiles == one.tile_calls
+    assert four.tile_calls == -(-four.tiles // 4)
+    assert four.model_calls == one.model_calls
+    assert four.tiles_waiting_mb >= one.tiles_waiting_mb
+    assert four.peak_rss_mb["replica"] > one.peak_rss_mb["replica"]
+
+
 def test_a_rehearsal_foretells_memory_and_the_size_of_the_output(tmp_path: Path) -> None:
     photo, output, report = make_photo(tmp_path / "p.png", 1400, 900), tmp_path / "o.png", tmp_path / "r.json"
     options = ("--model", "none", "--address", "none", "--tile", 256)
