@@ -17,7 +17,7 @@ from launched import NO_TOKEN, environment, token_in, two_nodes
 from dino_ray.doctor import Finding, judge
 from dino_ray.engine.ray import gpu_probe
 from dino_ray.engine.ray.checkup import ClusterFacts, NodeFacts, Software, _listens_everywhere
-from dino_ray.engine.ray.cluster import Resources
+from dino_ray.engine.ray.placement import Resources
 
 SOFTWARE = Software("2.60.0", "3.12.12", "0.1.0")
 NODES = tuple(NodeFacts(f"10.0.0.{i}", SOFTWARE, True, False, "") for i in (1, 2, 3))

@@ -17,7 +17,9 @@ import psutil  # type: ignore[import-untyped]  # comes with ray
 import ray
 from ray._raylet import AuthenticationMode, get_authentication_mode
 
-from dino_ray.engine.ray.cluster import Resources, connect, resources_of
+from dino_ray.engine.ray.cluster import connect
+from dino_ray.engine.ray.nodes import resources_of
+from dino_ray.engine.ray.placement import Resources
 from dino_ray.engine.ray.workers import light
 from dino_ray.errors import describe_error
 
@@ -108,6 +110,7 @@ def _ask_all() -> ClusterFacts:
         except Exception as error:  # a node without this package fails in many ways; each is its answer
             silent[name] = describe_error(getattr(error, "cause", None) or error)
     total = resources_of(ray.cluster_resources())
+    facts.sort(key=lambda node: node.address)
     return ClusterFacts(total, software(), dashboard, tuple(facts), silent)
 
 
