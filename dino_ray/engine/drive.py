@@ -72,6 +72,8 @@ def drive(
                     listen(told)
                 if isinstance(event, ReplicaLost):
                     _check_somebody_is_left(engine)
+        for told in scheduler.abandon():
+            listen(told)
     finally:
         engine.settle()
     return scheduler.summary()

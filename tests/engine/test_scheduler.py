@@ -36,7 +36,7 @@ from dino_ray.engine.scheduler import (
     Start,
     Stop,
 )
-from dino_ray.engine.scheduler.guard import DEATHS_IN_A_ROW, NO_PROGRESS_S, NOBODY_S
+from dino_ray.engine.scheduler.guard import LOSSES_AT_FIRST, NO_PROGRESS_S, NOBODY_S
 from dino_ray.engine.scheduler.pace import HUNG_FACTOR, HUNG_LEAST_S, OVERDUE_FACTOR
 from dino_ray.engine.scheduler.pressure import CALM_S, INCIDENT_S
 from dino_ray.plan.geometry import Grid, make_grid
@@ -309,16 +309,25 @@ def test_a_tile_that_kills_is_poison_after_three_deaths_in_a_large_healthy_job()
 
 
 def test_calls_that_waited_behind_the_one_that_killed_are_not_blamed() -> None:
-    world = desk(row(10), 1)
-    for _ in range(6):
-        assert tiles(world.at[0]) == [(0,), (1,)]
-        waiting = world.at[0][1]
-        world.lost(0, "died")
-        assert world.decide() == [], "a dead replica was given work"
-        world.at[0].remove(waiting)
-        world.hear(TilesLost(waiting, 0, "died with it", "died"), ReplicaLost(0, "died"), ReplicaReady(0))
-        world.decide()
-    assert set(world.scheduler.summary().poisoned) == {0}
+    world = desk(row(100), 1)
+    for _ in range(40):
+        world.round()
+    killer, victim = (call.tiles[0] for call in world.at[0])
+    for _ in range(100):
+        if world.at[0][0].tiles == (killer,):
+            waiting = world.at[0].pop(1)
+            world.lost(0, "died")
+            assert world.decide() == [], "a dead replica was given work"
+            world.hear(TilesLost(waiting, 0, "died with it", "died"), ReplicaLost(0, "died"), ReplicaReady(0))
+            world.decide()
+        else:
+            world.round()
+        if world.scheduler.summary().poisoned:
+            break
+    assert set(world.scheduler.summary().poisoned) == {killer}
+    died = [event.call.tiles for event in world.told if isinstance(event, TilesLost)]
+    assert died.count((killer,)) == 3
+    assert died.count((victim,)) == 2, "it waited there the first two times"
 
 
 def test_a_replica_that_raises_whatever_it_is_given_starts_anew_and_poisons_nothing() -> None:
@@ -529,16 +538,17 @@ def test_a_job_that_all_machines_left_waits_for_others_and_not_for_ever() -> Non
     assert "gone again" in stop.reason
 
 
-def test_a_job_whose_every_replica_dies_at_work_ends() -> None:
+@pytest.mark.parametrize("fault", ["died", "node", "memory"])
+def test_a_job_whose_every_call_is_lost_ends(fault: Fault) -> None:
     world = desk(row(1000), 4)
-    for _ in range(DEATHS_IN_A_ROW):
+    for _ in range(LOSSES_AT_FIRST):
         for replica in range(4):
             if world.at.get(replica):
-                world.die(replica)
+                world.die(replica, fault)
                 world.hear(ReplicaReady(replica))
         world.decide()
         if world.of(Stop):
             break
     (stop,) = world.decisions
     assert isinstance(stop, Stop)
-    assert "ended at work" in stop.reason or "fails on every tile" in stop.reason
+    assert f"the last one as it {fault}: " in stop.reason

@@ -116,6 +116,11 @@ class Scheduler:
         """What it took."""
         return DriveDone(self._calls, self._retries, dict(self._poisoned), self._copies)
 
+    def abandon(self) -> list[Event]:
+        """What to tell of the calls that are still in flight when nobody needs them any more."""
+        flights, self._flights = self._flights, {}
+        return [TilesSpare(flight.call, flight.place.number) for flight in flights.values()]
+
     def describe(self, now: float) -> str:
         """Who waits for what: one line for the diagnosis of a stuck job."""
         return diagnosis(self._work, self._pool, self._merges.running(), self._merges.waiting, now)
@@ -209,6 +214,8 @@ class Scheduler:
         piece, at_work = flight.piece, flight.since is not None
         if fault in ("died", "memory"):
             self._process_ended(flight)
+        if at_work and fault in ("died", "memory", "node"):
+            self._guard.loss(lost.reason)
         self._pool.land(flight, now)
         self._forget(flight)
         spare = flight.cancelled or not self._work.needs(piece) or flight.call.refine != piece.refine
@@ -220,11 +227,7 @@ class Scheduler:
         return told
 
     def _process_ended(self, flight: Flight) -> None:
-        if flight.since is not None:
-            self._guard.death()
-        if (
-            flight in flight.place.flights
-        ):  # not one of a former life: that the replica is lost will be said later
+        if flight in flight.place.flights:  # and not one of a former life
             self._enter(flight.place, State.QUARANTINED)
 
     def _is_guilty(self, flight: Flight, fault: Fault, spare: bool) -> bool:
@@ -260,6 +263,7 @@ class Scheduler:
         piece.refine, piece.raised = False, 0
         piece.failed_on.clear()
         self._poisoned[tile] = reason
+        self._guard.found()
         doubt = min(POISONED_BEFORE_DOUBT, len(self._work.tiles_to_do))
         if not self._refined and len(self._poisoned) >= doubt:
             self._stop(f"the model fails on every tile it was given: {reason}")
@@ -330,16 +334,24 @@ class Scheduler:
     def _start_queued(self, now: float) -> None:
         """Earliest tiles first, each to the replica that would end it first."""
         passed: list[Piece] = []
+        suspects: list[Piece] = []
         while places := self._pool.open(now):
             piece = self._work.earliest()
             if piece is None or (not piece.started and self._has_enough_alive(piece)):
                 break
             self._work.take()
-            place = self._pool.choose(places, piece, now)
-            if place is None:
-                passed.append(piece)
-            else:
+            if self._blame.waits_for_witnesses(piece.record):
+                suspects.append(piece)
+            elif (place := self._pool.choose(places, piece, now)) is not None:
                 self._start(piece, place, now)
+            else:
+                passed.append(piece)
+        for piece in suspects:
+            place = self._pool.choose(self._pool.open(now), piece, now)
+            if place is not None:
+                self._start(piece, place, now)
+            else:
+                passed.append(piece)
         for piece in passed:
             self._work.put(piece)
 

@@ -160,7 +160,7 @@ class Pool:
             self._pace.learn(
                 flight.place.number, now - flight.since, len(flight.call.tiles), first=flight.first
             )
-        flight.place.warm = True
+        flight.place.warm = flight.place.warm or flight in flight.place.flights  # or it is of a former life
 
     # ---- when calls end
 
