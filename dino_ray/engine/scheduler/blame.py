@@ -11,7 +11,8 @@ vouch for one another for ever. And half a death is added: that nobody died yet 
 
 No experiment, no verdict: where nothing else gets done, a storm of kills and a tile that kills look the same. So a tile
 that died twice lets others go first, as far as there are any, until enough of them came through for a third death to
-tell. In a large job in which nothing else dies, a tile is then guilty after its third death.
+tell. In a large job in which nothing else dies, a tile is then guilty after its third death, in a small one or at the
+end after its fifth.
 
 Exposure is counted in calls that were at work, ended or not, rather than in seconds: a death at the first moment of a
 call is then no stronger evidence than one at its last, and nothing depends on clocks.
@@ -24,6 +25,10 @@ from dataclasses import dataclass
 
 LEAST_DEATHS = 3
 """Fewer deaths never make a tile guilty, however calm the world."""
+
+LEAST_DEATHS_ALONE = 5
+"""Nor do fewer where nothing else came through before the last one, as in a small job or at a job's end: there a random
+hand has nothing else to hit."""
 
 CHANCE = 1e-5
 """Of blaming an innocent tile, for each tile that died often enough to be asked about. So small because kills are not
@@ -72,13 +77,15 @@ class Blame:
 
     def died(self, record: Record) -> bool:
         """A process ended while it worked on this piece; returns whether the piece is guilty of it."""
+        alone = record.deaths >= OPEN_DEATHS and self._came_through == record.witnessed
+        least = LEAST_DEATHS_ALONE if alone else LEAST_DEATHS
         record.calls += 1
         record.deaths += 1
         record.witnessed = self._came_through
         if not record.uncounted:
             self._calls += 1
             self._deaths += 1
-        return record.deaths >= LEAST_DEATHS and self._chance(record) < CHANCE
+        return record.deaths >= least and self._chance(record) < CHANCE
 
     def finished(self, record: Record) -> None:
         """The piece was done at last, so what ended its processes came from outside."""
