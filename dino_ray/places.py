@@ -35,7 +35,7 @@ PARTIAL = ".partial"
 """How the names of files end that are still being written."""
 
 # Other processes write to the same places, so remembered listings would be wrong.
-_OPTIONS: dict[str, Any] = {"use_listings_cache": False}
+OPTIONS: dict[str, Any] = {"use_listings_cache": False}
 # As with every other client, proxies and .netrc of the environment count.
 _WEB_OPTIONS: dict[str, Any] = {"client_kwargs": {"trust_env": True}}
 
@@ -399,7 +399,7 @@ def filesystem(place: str | Path) -> tuple[Any, str]:
         from fsspec.core import url_to_fs
 
         web = _WEB_OPTIONS if str(place).startswith(WEB) else {}
-        found: tuple[Any, str] = url_to_fs(str(place), **_OPTIONS, **web)
+        found: tuple[Any, str] = url_to_fs(str(place), **OPTIONS, **web)
     except ImportError as error:
         raise UsageError(
             f"{shown(place)}: needs a package that is not here ({error}); pip install 'dino-ray[remote]'"

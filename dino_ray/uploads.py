@@ -108,6 +108,16 @@ def put_folder(folder: str | Path, place: str, index: tuple[str, str]) -> None:
     """
     places.remove(index[1])
     places.remove_tree(place)
+    try:
+        _send_all(folder, place, index)
+        put_file(*index)
+    except Exception:
+        with contextlib.suppress(Exception):  # what is wrong with the store may keep us from it
+            places.remove_tree(place)
+        raise
+
+
+def _send_all(folder: str | Path, place: str, index: tuple[str, str]) -> None:
     with places.explained(place, "written"):
         files, target = places.filesystem(place)
         paths = (path for path in _walk(str(folder)) if path != os.fspath(index[0]))
@@ -121,7 +131,6 @@ def put_folder(folder: str | Path, place: str, index: tuple[str, str]) -> None:
                 continue
             for path, name in zip(batch, there, strict=True):
                 files.put_file(path, name)
-    put_file(*index)
 
 
 def _walk(folder: str) -> Iterator[str]:

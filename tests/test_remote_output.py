@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -230,13 +229,21 @@ def test_what_is_not_ours_to_replace_is_left_alone(name: str, photo: Path, s3_bu
     assert set(files_under(s3_bucket)) == {stranger.removeprefix(f"{s3_bucket}/")}
 
 
+def test_a_new_ome_zarr_needs_no_room_on_a_disk_and_one_that_replaces_another_does(
+    photo: Path, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dino_ray.places.shutil.disk_usage", lambda path: _Full)
+    upscaled(photo, "-o", f"{s3_bucket}/o.ome.zarr")
+    again = dino_ray("upscale", photo, "-o", f"{s3_bucket}/o.ome.zarr", *QUICK)
+    assert again.exit_code == 2
+    assert "before it is sent" in again.output
+
+
 def test_a_scratch_disk_without_room_is_named_before_any_work(
     photo: Path, s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(
-        "dino_ray.places.shutil.disk_usage", lambda path: os.statvfs_result([0] * 10) and _Full
-    )
+    monkeypatch.setattr("dino_ray.places.shutil.disk_usage", lambda path: _Full)
     result = dino_ray("upscale", photo, "-o", f"{s3_bucket}/o.tif", *QUICK)
     assert result.exit_code == 2
     assert f"is made in {tmp_path} before it is sent" in result.output

@@ -1,7 +1,8 @@
 """The finished canvas as a file or folder, one module per family of formats.
 
 It is written beside its final name and renamed once it is whole, so whatever goes wrong an older output
-of that name is still there. What goes to an address is made on a local disk and sent once it is whole.
+of that name is still there. What goes to an address is made on a local disk and sent once it is whole; an OME-Zarr that
+replaces none is written where it belongs, its index last.
 """
 
 from __future__ import annotations
@@ -155,16 +156,18 @@ def root_file(path: str | Path, options: ExportOptions = _DEFAULTS) -> str:
 def scratch_bytes(
     path: str | Path, width: int, height: int, bands: int, dtype: Depth, options: ExportOptions = _DEFAULTS
 ) -> int:
-    """What an output of that canvas may take in `scratch_folder` until it is sent: nothing, for a local one.
+    """What an output of that canvas may take in `scratch_folder` until it is sent.
+
+    Nothing for a local one, and for a folder that can be written where it belongs since it replaces none.
 
     Raises
     ------
     UsageError
         As `check_output`.
     """
-    if not places.is_url(path):
-        return 0
     form = _format_of(path, options)
+    if not places.is_url(path) or _goes_straight(form, str(path)):
+        return 0
     pixel_bytes = width * height * bands * np.dtype(dtype).itemsize
     return form.most_bytes(form.settle(options, width, height, bands), pixel_bytes)
 
@@ -210,6 +213,9 @@ def export(canvas: Canvas, info: SourceInfo, path: str | Path, options: ExportOp
     if places.is_url(path):
         named += f" (made in {scratch_folder()})"
     try:
+        if _goes_straight(form, target):
+            form.save(canvas, _labels_of(canvas, info), settings, target)
+            return
         with making(target) as partial:
             form.save(canvas, _labels_of(canvas, info), settings, partial)
             form.place(partial, target)
@@ -220,6 +226,11 @@ def export(canvas: Canvas, info: SourceInfo, path: str | Path, options: ExportOp
         raise JobError(
             f"{named}: cannot be written ({reason}); make room on its disk, or check it"
         ) from error
+
+
+def _goes_straight(form: Format, target: str) -> bool:
+    """Whether an output needs no copy on a disk on its way to an address."""
+    return form.straight and places.is_url(target) and not places.exists(form.root(target))
 
 
 def _format_of(path: str | Path, options: ExportOptions) -> Format:

@@ -146,6 +146,8 @@ class Format:
         Moves what was saved at one path to another, or to an address, replacing what is there.
     root
         The file of an output that is written last, without which it is none.
+    straight
+        Whether `save` can write to an address, where it replaces nothing.
     """
 
     key: str
@@ -158,6 +160,7 @@ class Format:
     check: Callable[[str], None] = check_place
     place: Callable[[str, str], None] = replace_file
     root: Callable[[str], str] = str
+    straight: bool = False
 
     @property
     def depths(self) -> set[Depth]:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import base64
 import json
 import os
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
+from zarr.storage import FsspecStore, LocalStore
 
 from dino_ray import places, uploads
 from dino_ray.errors import JobError, UsageError
@@ -58,13 +60,30 @@ _CODECS: dict[str, Any] = {
 
 
 def save(canvas: Canvas, labels: Labels, settings: Settings, path: str) -> None:
-    """Write an OME-Zarr folder, whose levels are halvings down to `_SMALLEST` pixels a side."""
+    """Write an OME-Zarr folder, whose levels are halvings down to `_SMALLEST` pixels a side.
+
+    The group, without which they are no image, comes last; so the folder may be the final one, in a store.
+    """
+    away = places.is_url(path)
+    if away:
+        places.remove_tree(path)  # levels of an export that was cut short
+    with places.explained(path, "written") if away else nullcontext():
+        _write(canvas, labels, settings, path)
+
+
+def _store(place: str) -> FsspecStore | LocalStore:
+    return FsspecStore.from_url(place, places.OPTIONS) if places.is_url(place) else LocalStore(place)
+
+
+def _write(canvas: Canvas, labels: Labels, settings: Settings, path: str) -> None:
     sizes = pyramid.level_sizes(canvas.width, canvas.height, _SMALLEST)
     attributes = {"ome": _ome(canvas, len(sizes)), _OWN_ATTRIBUTE: _own(labels)}
-    group = zarr.create_group(path, zarr_format=3, attributes=attributes)
     arrays = [
-        group.create_array(
-            str(level),
+        zarr.create_array(
+            _store(
+                places.join(path, str(level))
+            ),  # under its name in the group's store, zarr would make that now
+            zarr_format=3,
             shape=(canvas.bands, height, width),
             chunks=(1, min(_CHUNK, height), min(_CHUNK, width)),
             dtype=canvas.dtype,
@@ -82,6 +101,7 @@ def save(canvas: Canvas, labels: Labels, settings: Settings, path: str) -> None:
 
     side = pyramid.block_side(_CHUNK, canvas.bands * np.dtype(canvas.dtype).itemsize)
     pyramid.build(canvas, sizes, side, pack, lambda _: None)
+    zarr.create_group(_store(path), zarr_format=3, attributes=attributes)
 
 
 def _ome(canvas: Canvas, n_levels: int) -> dict[str, Any]:
@@ -212,4 +232,5 @@ FORMAT = Format(
     check=check,
     place=_place,
     root=_root,
+    straight=True,
 )
