@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ import numpy as np
 from dino_ray.engine.protocol import DinoEffect, Guide, ImageTask, ReplicaSpec, TileCall, Timings
 from dino_ray.engine.refining import refine_batch
 from dino_ray.engine.thrift import OutOfMemory, Thrift
+from dino_ray.engine.turns import Turn, Turns
 from dino_ray.engine.watch import Cancelled, Stop, Stopwatch, heed, never, peak_rss_mb
 from dino_ray.plan import blend
 from dino_ray.plan.geometry import Rect
@@ -48,6 +49,7 @@ class Replica:
         self._dino: Dino | None = None
         self._text: dict[str, Mapping[str, np.ndarray]] = {}
         self._thrift = Thrift()
+        self._turns = Turns()
 
     def pid(self) -> int:
         """Process that it lives in, for logs and for tests that kill it."""
@@ -115,6 +117,10 @@ class Replica:
         once. The last bits of a tile can depend on the size of the batch, for a matrix product may sum in another
         order; they do not depend on which other tiles are in it.
 
+        Several threads may call at once. The device is one call's at a time, from its first upsampling to its last
+        decoding, in the order of the calls' numbers; the next one reads its source meanwhile, and the last one's pixels
+        are on their way.
+
         Parameters
         ----------
         stop
@@ -138,12 +144,26 @@ class Replica:
             self.load()
         self._make_reproducible()
         watch = Stopwatch()
+        with self._turns.join(call.number) as turn:
+            tiles = self._refine(task, guide, call, stop, watch, turn)
+        return [_to_uint16(pixels) for pixels in tiles], watch.timings(self._thrift.measures)
+
+    def _refine(
+        self, task: ImageTask, guide: Guide, call: TileCall, stop: Stop, watch: Stopwatch, turn: Turn
+    ) -> list[np.ndarray]:
+        def read(rect: Rect) -> np.ndarray:
+            with watch("read"):
+                window = task.source.read(rect)
+            with watch.stopped():
+                turn.take(stop)
+            return window
+
         rects = [task.grid.tile_rect(tile) for tile in call.tiles]
         tiles = []
         for rect in rects:
             heed(stop)
             with watch("base"):
-                tiles.append(self._base(task, rect))
+                tiles.append(self._base(task, rect, read))
         denoiser = self._denoiser
         if call.refine and denoiser is not None:
             colour = task.source.info.colour_bands
@@ -157,7 +177,7 @@ class Replica:
                 np.concatenate([_like(rgb, colour), base[..., colour:]], axis=-1)
                 for rgb, base in zip(refined, tiles, strict=True)
             ]
-        return [_to_uint16(pixels) for pixels in tiles], watch.timings(self._thrift.measures)
+        return tiles
 
     def dino_effect(self, task: ImageTask, guide: Guide, tile: int) -> DinoEffect:
         """How much the DINO features change a tile, against none."""
@@ -177,8 +197,8 @@ class Replica:
         torch.set_num_threads(self._spec.threads)
         torch.backends.cudnn.deterministic = True
 
-    def _base(self, task: ImageTask, rect: Rect) -> np.ndarray:
-        upsampler, read = self._upsampler, task.source.read
+    def _base(self, task: ImageTask, rect: Rect, read: Callable[[Rect], np.ndarray]) -> np.ndarray:
+        upsampler = self._upsampler
         assert upsampler is not None
         return self._thrift.in_strips(rect, lambda part: base_tile(read, part, task.scaling, upsampler))
 

@@ -37,18 +37,34 @@ def heed(stop: Stop) -> None:
 
 
 class Stopwatch:
-    """Seconds per named stage of one call."""
+    """Seconds per named stage of one call; those of a stage within another count for that one alone."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
+        self._within = 0.0  # seconds of stages that have ended within the one that is under way
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
+        with self._measured(stage):
+            yield
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Time that counts for no stage: something is waited for."""
+        with self._measured(None):
+            yield
+
+    @contextmanager
+    def _measured(self, stage: str | None) -> Iterator[None]:
+        around, self._within = self._within, 0.0
         start = time.perf_counter()
         try:
             yield
         finally:
-            self._seconds[stage] = self._seconds.get(stage, 0.0) + time.perf_counter() - start
+            taken = time.perf_counter() - start
+            if stage is not None:
+                self._seconds[stage] = self._seconds.get(stage, 0.0) + taken - self._within
+            self._within = around + taken
 
     def timings(self, measures: tuple[str, ...] = ()) -> Timings:
         return Timings(self._seconds, peak_rss_mb(), measures)
