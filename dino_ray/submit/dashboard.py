@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -18,6 +19,8 @@ from dino_ray.errors import JobError, UsageError, describe_error
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 """Where ``ray start --head`` serves its dashboard."""
+
+_ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 
 OLDEST_RAY = (2, 50)
 """As pyproject.toml asks for: older clusters lack what the engine calls."""
@@ -68,7 +71,7 @@ def named(address: str | None) -> str:
     UsageError
         If it is no HTTP address.
     """
-    variables = (os.environ.get(name, "") for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"))
+    variables = (os.environ.get(name, "") for name in (_ADDRESS_VARIABLE, "RAY_ADDRESS"))
     found = address or next((value for value in variables if value.startswith("http")), DEFAULT_ADDRESS)
     found = found if "://" in found else f"http://{found}"
     parts = urlsplit(found)
@@ -99,7 +102,8 @@ class Dashboard:
         _check_reachable(address)
         client_class = _client_class()
         try:
-            self._client = client_class(address, headers=_headers(address))
+            with _meant(address):
+                self._client = client_class(address, headers=_headers(address))
         except Exception as error:
             raise _refused(address, error) from error
         self.ray_version = str(self._json("GET", "/api/version").get("ray_version", ""))
@@ -306,6 +310,20 @@ def _token() -> str | None:
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: the token can't be read ({describe_error(error)})") from error
+
+
+@contextlib.contextmanager
+def _meant(address: str) -> Iterator[None]:
+    """Have Ray's client take the address that it is given: its own variable, where it is set, would win."""
+    before = os.environ.get(_ADDRESS_VARIABLE)
+    os.environ[_ADDRESS_VARIABLE] = address
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_ADDRESS_VARIABLE]
+        else:
+            os.environ[_ADDRESS_VARIABLE] = before
 
 
 def _check_version(version: str) -> None:

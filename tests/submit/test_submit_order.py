@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from dino_ray.engine.protocol import (
 from dino_ray.errors import UsageError
 from dino_ray.plan.geometry import make_grid
 from dino_ray.report.progress import json_lines
-from dino_ray.submit import notes
+from dino_ray.submit import dashboard, notes, record
 from dino_ray.submit.order import Order, Source, Target
 from dino_ray.submit.standing import SAY_LINES, SAY_S, Tracker
 from dino_ray.submit.status import summary
@@ -147,3 +148,52 @@ def test_slow_jobs_say_at_once_what_they_have_begun() -> None:
 def test_an_order_holds_no_object_of_python() -> None:
     order = Order("00ff00ff", ((Source("a", "a", 1), Target("b", "b", sent=True)),))
     assert json.loads(order.to_json()) == json.loads(json.dumps(asdict(order)))
+
+
+@pytest.mark.parametrize(
+    ("given", "variables", "address"),
+    [
+        ("http://head:8265", {}, "http://head:8265"),
+        ("head:8265/", {}, "http://head:8265"),
+        ("https://head", {"RAY_API_SERVER_ADDRESS": "http://other:1"}, "https://head"),
+        (None, {"RAY_API_SERVER_ADDRESS": "http://other:1"}, "http://other:1"),
+        (None, {"RAY_ADDRESS": "http://other:1"}, "http://other:1"),
+        (None, {"RAY_ADDRESS": "other:6379"}, "http://127.0.0.1:8265"),
+        (None, {}, "http://127.0.0.1:8265"),
+    ],
+)
+def test_the_dashboard_is_the_one_that_is_named(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, variables: dict[str, str], address: str
+) -> None:
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert dashboard.named(given) == address
+
+
+@pytest.mark.parametrize(
+    "given", ["auto", "local", "ray://head:10001", "http://", "http://u:secret@head:1", "http://head:x"]
+)
+def test_what_names_no_dashboard_is_refused_without_secrets(given: str) -> None:
+    with pytest.raises(UsageError, match="http://HEAD:8265") as refused:
+        dashboard.named(given)
+    assert "secret" not in str(refused.value)
+
+
+def test_what_this_machine_remembers_of_a_job_is_its_owners_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert record.find("job") is None
+    remembered = record.Record(
+        "job", "http://head:1", ("/home/me/out.png", None), "s3://b/jobs/job", several=True
+    )
+    remembered.save()
+    assert record.find("job") == remembered
+    assert (tmp_path / "dino-ray" / "jobs").stat().st_mode & 0o077 == 0
+    remembered.forget()
+    assert record.find("job") is None
+    for name in ("../job", "", "a/b", ".."):
+        with pytest.raises(UsageError):
+            record.find(name)
