@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -12,41 +12,30 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from dino_ray.engine.protocol import (
-    CellDone,
-    CellLost,
     DinoEffect,
     EngineEvent,
-    Fault,
     Handle,
     ImageTask,
-    ReplicaReady,
     ReplicaSpec,
     TileCall,
-    TilesDone,
-    TilesLost,
     Timings,
 )
 from dino_ray.engine.ray.autoscaler import brings_machines
 from dino_ray.engine.ray.cluster import connect, leave
 from dino_ray.engine.ray.faults import Failure, cause_of, understand
 from dino_ray.engine.ray.inflight import (
-    Copy,
     Entry,
-    Load,
-    Merge,
     Pixels,
-    Preparation,
     Ref,
-    Start,
     Store,
-    Tiles,
-    fetch,
     merge_name,
     tiles_name,
 )
+from dino_ray.engine.ray.member import Member, Standing
 from dino_ray.engine.ray.nodes import Lookout, look
 from dino_ray.engine.ray.placement import replica_count, share_of
-from dino_ray.engine.ray.pool import Member, Pool, Standing
+from dino_ray.engine.ray.pool import Pool
+from dino_ray.engine.ray.traffic import Traffic
 from dino_ray.engine.ray.workers import FarSource, light, merge_task, nothing
 from dino_ray.errors import JobError, for_user
 
@@ -58,12 +47,6 @@ PLACEMENT_S = 300.0
 
 ARRIVAL_S = 1800.0
 """Longer than clouds take to bring a machine that they have."""
-
-RID_S = 60.0
-"""A cancelled call ends within a step of the model, which is shorter; a replica still at it is replaced."""
-
-GLANCE_S = 0.5
-"""How long one look at the work lasts, so that what befalls the machines is taken in between."""
 
 MOST_MERGES = 8
 """In flight on one node, each in a process of its own: more would wait for its memory and its disk."""
@@ -117,10 +100,7 @@ class RayEngine:
     ) -> None:
         self._spec, self._address = spec, address
         self._least, self._most, self._gpus = least, most, gpus_per_worker
-        self._owns_ray = False
-        self._pending: dict[Ref, Entry] = {}  # in the order of submission
-        self._calls: dict[int, Ref] = {}  # by the number of the call
-        self._unheard: list[EngineEvent] = []
+        self._closing = ExitStack()
         self._warm: list[Ref] = []
         self._merge_nodes = 1
         self._here = ""
@@ -128,15 +108,15 @@ class RayEngine:
     # ---- life
 
     def __enter__(self) -> RayEngine:
-        self._owns_ray = connect(self._address)
-        try:
-            self._open()
-        except BaseException:
-            self.__exit__()
-            raise
+        with ExitStack() as opening:
+            if connect(self._address):
+                opening.callback(leave)
+            opening.callback(self._warm.clear)
+            self._open(opening)
+            self._closing = opening.pop_all()
         return self
 
-    def _open(self) -> None:
+    def _open(self, opening: ExitStack) -> None:
         nodes, grows = look(), self._address != "local" and brings_machines()
         machines = [node.total for node in nodes if not node.draining]
         share = share_of(self._gpus, self._spec.threads, machines)
@@ -144,27 +124,21 @@ class RayEngine:
             replica_count(self._least, self._most, machines, share)
         context = ray.get_runtime_context()
         self._here = context.get_node_id()
-        self._store = Store(self._here)
         # Merge workers import their libraries while the replicas load, not when the first cell waits for them.
         warm_up = light(nothing, "warm up", self._here)
-        self._warm = [warm_up.remote() for _ in range(self.merges_at_once)]
-        most = max(self._least, self._most)
-        self._pool = Pool(self._spec, share, self._least, most, context.get_job_id(), self._pending, grows)
+        self._warm += [warm_up.remote() for _ in range(self.merges_at_once)]
+        pending: dict[Ref, Entry] = {}
+        bounds = self._least, max(self._least, self._most)
+        self._pool = Pool(self._spec, share, *bounds, context.get_job_id(), pending, grows)
+        opening.callback(self._pool.close)
+        lookout = Lookout()
+        opening.callback(lookout.close)
+        self._traffic = Traffic(self._pool, pending, Store(self._here), lookout)
         self._pool.see(nodes)
-        self._unheard += self._pool.fill()
-        self._lookout = Lookout()
+        self._traffic.fill()
 
     def __exit__(self, *exc: object) -> None:
-        if hasattr(self, "_lookout"):
-            self._lookout.close()
-        if hasattr(self, "_pool"):
-            self._pool.close()
-        self._pending.clear()
-        self._calls.clear()
-        self._unheard.clear()
-        self._warm.clear()
-        if self._owns_ray:
-            leave()
+        self._closing.close()
 
     @property
     def replicas(self) -> int:
@@ -188,8 +162,7 @@ class RayEngine:
         return self._pool.members
 
     def describe(self) -> str:
-        merges = sum(isinstance(entry, Merge) for entry in self._pending.values())
-        return f"{self._pool.describe()}; merges in flight: {merges}"
+        return f"{self._pool.describe()}; merges in flight: {self._traffic.merges}"
 
     # ---- an image
 
@@ -200,9 +173,8 @@ class RayEngine:
             # Where that replica reads its source does not matter for one call, and the far way works from anywhere.
             method = member.actor.prepare_here.options(num_returns=2, name="prepare an image")
             guide, timings = method.remote(self._far(task))
-            entry = Preparation(member.number, guide)
-            self._pending[timings] = entry
-            self._gather_until(lambda entry=entry: entry.outcome is not None)  # type: ignore[misc]
+            entry = self._traffic.add_preparation(member, guide, timings)
+            self._traffic.gather_until(entry.is_over)
             match entry.outcome:
                 case Timings() as cost:
                     try:
@@ -210,7 +182,7 @@ class RayEngine:
                     except RayError as error:
                         failure = understand(error)
                         continue
-                    self._unheard += self._pool.release()
+                    self._traffic.release()
                     return guide, cost
                 case Failure() as failure:
                     continue
@@ -230,7 +202,7 @@ class RayEngine:
 
         grows = bool(self._pool.at(Standing.SCOUT))
         patience = ARRIVAL_S if grows else PLACEMENT_S
-        if not self._gather_until(is_found, patience):
+        if not self._traffic.gather_until(is_found, patience):
             raise JobError(
                 f"no replica could be placed within {patience:.0f} s: "
                 + (
@@ -264,50 +236,24 @@ class RayEngine:
             raise JobError(understand(error).reason) from error
 
     def settle(self) -> None:
-        for ref, entry in list(self._pending.items()):
-            match entry:
-                case Tiles(replica) if not entry.forgotten:
-                    ray.cancel(ref)
-                    entry.forgotten = True
-                    member = self.members[replica]
-                    if member.standing is Standing.READY:
-                        member.become(Standing.SETTLING)
-                case Merge():
-                    ray.cancel(ref)
-                    del self._pending[ref]
-                case _:
-                    pass
-        self._calls.clear()
-        of_the_image = (TilesDone, TilesLost, CellDone, CellLost)
-        self._unheard = [event for event in self._unheard if not isinstance(event, of_the_image)]
+        self._traffic.settle()
 
     # ---- work
 
     def submit_tiles(self, task: Handle, guide: Handle, call: TileCall, replica: int) -> None:
         member = self.members.get(replica)
         if member is None or member.standing is not Standing.READY:  # the caller is about to hear of it
-            self._unheard.append(TilesLost(call, replica, "the replica takes no calls", "cancelled"))
+            self._traffic.refuse(call, replica)
             return
         method = member.actor.refine_here.options(num_returns=1 + len(call.tiles), name=tiles_name(call))
         *pixels, timings = method.remote(self._seen_from(member, task), guide, call)
-        self._pending[timings] = Tiles(replica, call, pixels)
-        self._calls[call.number] = timings
-        member.calls[timings] = None
+        self._traffic.add_tiles(member, call, pixels, timings)
 
     def cancel(self, call: TileCall, replica: int) -> None:
-        ref = self._calls.get(call.number)
-        if ref is None:  # it has ended, and the caller is about to hear of it
-            return
-        ray.cancel(ref)
-        if next(iter(self.members[replica].calls)) is not ref:
-            # Ray would drop it only when its turn comes.
-            self._forget(ref)
-            self._unheard.append(TilesLost(call, replica, "cancelled", "cancelled"))
+        self._traffic.cancel(call, replica)
 
     def replace(self, replica: int, reason: str) -> None:
-        if replica in self.members:
-            self._fall(replica, Failure("died", reason, process_lost=True), behind="cancelled")
-            self._unheard += self._pool.fill()
+        self._traffic.replace(replica, reason)
 
     def submit_merge(self, task: Handle, cells: Sequence[int], tiles: Sequence[tuple[int, Handle]]) -> None:
         shared = cast(_Shared, task)
@@ -317,165 +263,10 @@ class RayEngine:
         numbers = tuple(number for number, _ in tiles)
         pixels = (cast(Pixels, handle).ref for _, handle in tiles)
         ref = merge.remote(shared.near, tuple(cells), numbers, *pixels)
-        self._pending[ref] = Merge(tuple(cells))
+        self._traffic.add_merge(cells, ref)
 
     def wait(self, timeout: float) -> list[EngineEvent]:
-        end = time.monotonic() + timeout
-        while True:
-            self._gather(0.0 if self._unheard else min(GLANCE_S, max(0.0, end - time.monotonic())))
-            if self._unheard or time.monotonic() >= end:
-                events, self._unheard = self._unheard, []
-                return events
-
-    # ---- inside: what has ended, and what that means
-
-    def _gather_until(self, condition: Callable[[], bool], patience: float = float("inf")) -> bool:
-        """Take in what happens until a condition holds; False if it does not within ``patience`` seconds."""
-        end = time.monotonic() + patience
-        while not condition():
-            if time.monotonic() > end:
-                return False
-            self._gather(GLANCE_S)
-        return True
-
-    def _gather(self, timeout: float) -> None:
-        """Turn what has ended into events, in order; wait for the first, if there is none, for ``timeout``."""
-        before = len(self._unheard)
-        self._look_around()
-        if len(self._unheard) > before:
-            timeout = 0.0
-        refs = list(self._pending)
-        if not refs:
-            time.sleep(timeout)
-            return
-        ended = _ended(refs)
-        if not ended and timeout > 0:
-            ended, _ = ray.wait(refs, num_returns=1, timeout=timeout, fetch_local=False)
-        # In the order of submission: of two calls of a dead replica, the older one was at work.
-        for ref, value in zip(ended, fetch(ended), strict=True):
-            entry = self._pending.pop(ref, None)
-            if entry is not None:  # else it fell with its replica just now
-                self._end(ref, entry, value)
-
-    def _look_around(self) -> None:
-        """What befell the machines, and replicas that have something to get rid of."""
-        nodes = self._lookout.news()
-        if nodes is not None:
-            changes = self._pool.see(nodes)
-            for number in changes.gone:
-                self._fall(number, Failure("node", f"its machine, {self.members[number].place}, is gone"))
-            for number in changes.leaving:
-                self._unheard += self._pool.leave(number, f"{self.members[number].place} is about to go")
-                self._evacuate(self.members[number].node)
-            self._unheard += self._pool.fill()
-        for member in self._pool.at(Standing.LEAVING):
-            if not self._is_busy(member):
-                self._fall(member.number, Failure("node", f"{member.place} is about to go"))
-        for member in self._pool.at(Standing.SETTLING):
-            if time.monotonic() - member.since > RID_S:
-                self.replace(member.number, f"it did not end a cancelled call within {RID_S:.0f} s")
-
-    def _is_busy(self, member: Member) -> bool:
-        return bool(member.calls) or any(
-            (isinstance(entry, Preparation) and entry.replica == member.number)
-            or (isinstance(entry, Copy) and entry.node == member.node)
-            for entry in self._pending.values()
-        )
-
-    def _evacuate(self, node: str) -> None:
-        self._pending.update(dict.fromkeys(self._store.evacuate(node), Copy(node)))
-
-    def _end(self, ref: Ref, entry: Entry, value: Any) -> None:
-        failure = understand(value) if isinstance(value, Exception) else None
-        if failure is not None and failure.process_lost and not isinstance(entry, Merge | Copy):
-            self._pending[ref] = entry  # it ends with all else that its replica had
-            self._fall(entry.replica, failure)
-            self._unheard += self._pool.fill()
-            return
-        match entry:
-            case Start(replica) if failure is None:
-                self._unheard += self._pool.started(replica, value)
-            case Load(replica):
-                self._end_load(replica, value, failure)
-            case Preparation():
-                blameless = failure is not None and failure.fault != "raised"
-                entry.outcome = failure if blameless else cause_of(value) if failure else value
-            case Tiles():
-                self._end_tiles(ref, entry, value, failure)
-            case Merge(cells):
-                self._end_merge(cells, value, failure)
-            case _:
-                pass
-
-    def _end_load(self, replica: int, value: Any, failure: Failure | None) -> None:
-        if failure is None:
-            self._unheard += self._pool.loaded(replica, *value)
-        else:
-            self._fall(replica, failure)
-            self._unheard += self._pool.fill()
-
-    def _end_tiles(self, ref: Ref, entry: Tiles, value: Any, failure: Failure | None) -> None:
-        member = self.members[entry.replica]
-        member.calls.pop(ref, None)
-        if not entry.forgotten:
-            self._calls.pop(entry.call.number, None)
-            if failure is None:
-                pixels = self._store.keep(entry.pixels, member.node)
-                self._unheard.append(TilesDone(entry.call, entry.replica, pixels, value))
-                if member.standing is Standing.LEAVING:
-                    self._evacuate(member.node)
-            else:
-                self._unheard.append(TilesLost(entry.call, entry.replica, failure.reason, failure.fault))
-        if member.standing is Standing.SETTLING and not member.calls:
-            member.become(Standing.READY)
-            self._unheard.append(ReplicaReady(entry.replica, device=member.device))
-
-    def _end_merge(self, cells: Sequence[int], value: Any, failure: Failure | None) -> None:
-        if failure is None:
-            self._unheard += [CellDone(cell, timings) for cell, timings in zip(cells, value, strict=True)]
-        elif failure.fault == "raised":
-            raise for_user(cause_of(value)) from value
-        else:
-            self._unheard += [
-                CellLost(cell, failure.reason, failure.inputs_lost, failure.fault) for cell in cells
-            ]
-
-    def _forget(self, ref: Ref) -> None:
-        entry = cast(Tiles, self._pending[ref])
-        entry.forgotten = True
-        self._calls.pop(entry.call.number, None)
-
-    def _fall(self, replica: int, failure: Failure, behind: Fault | None = None) -> None:
-        """A replica's process is gone, and all that was under way there with it.
-
-        Parameters
-        ----------
-        behind
-            The fault of the calls that waited behind the one at work, if it is another.
-        """
-        own = [
-            (ref, entry) for ref, entry in self._pending.items() if getattr(entry, "replica", None) == replica
-        ]
-        ended = set(_ended([ref for ref, _ in own]))
-        fault: Fault = failure.fault
-        for ref, entry in own:
-            del self._pending[ref]
-            match entry:
-                case Preparation():
-                    entry.outcome = failure
-                case Tiles(_, call) if not entry.forgotten:
-                    (value,) = fetch([ref]) if ref in ended else (None,)
-                    if isinstance(value, Timings):  # it had just ended
-                        self._end_tiles(ref, entry, value, None)
-                        continue
-                    self._calls.pop(call.number, None)
-                    self._unheard.append(TilesLost(call, replica, failure.reason, fault))
-                    fault = behind or fault
-                case Tiles():
-                    fault = behind or fault  # what was at work was this
-                case _:
-                    pass
-        self._unheard += self._pool.fall(replica, failure)
+        return self._traffic.wait(timeout)
 
     # ---- inside: where things are
 
@@ -485,8 +276,3 @@ class RayEngine:
     def _seen_from(self, member: Member, task: Handle) -> Any:
         shared = cast(_Shared, task)
         return shared.near if member.node == self._here else shared.far
-
-
-def _ended(refs: Sequence[Ref]) -> list[Ref]:
-    """Those whose answer is there, in the same order."""
-    return list(ray.wait(list(refs), num_returns=len(refs), timeout=0, fetch_local=False)[0]) if refs else []

@@ -52,6 +52,9 @@ class Preparation:
     guide: Ref
     outcome: Timings | Exception | Failure | None = None
 
+    def is_over(self) -> bool:
+        return self.outcome is not None
+
 
 @dataclass
 class Tiles:

@@ -10,9 +10,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
-from enum import Enum
-from typing import Any
+from dataclasses import dataclass
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -29,6 +27,7 @@ from dino_ray.engine.protocol import (
 )
 from dino_ray.engine.ray.faults import Failure
 from dino_ray.engine.ray.inflight import Entry, Load, Ref, Start
+from dino_ray.engine.ray.member import Member, Standing
 from dino_ray.engine.ray.placement import Node, Share, places
 from dino_ray.engine.ray.workers import RayReplica
 
@@ -48,44 +47,6 @@ SCOUTS = 4
 the cluster doubles rather than being asked for everything at once."""
 
 NAMESPACE = "dino-ray"
-
-
-class Standing(Enum):
-    """How far a replica is."""
-
-    SCOUT = "waits for a machine"
-    STARTING = "starts"
-    HELD = "prepares the image"
-    LOADING = "loads"
-    READY = "ready"
-    SETTLING = "ends a former image's call"
-    LEAVING = "leaves"
-
-
-@dataclass
-class Member:
-    """A replica that lives, or is about to."""
-
-    number: int
-    node: str
-    """Id; empty for a scout, whose place is not known before it is there."""
-    place: str
-    """The node's name."""
-    actor: Any
-    held: bool
-    """It loads its models only when it is told to."""
-    standing: Standing
-    deaths: int = 0
-    """Since it was last ready."""
-    lives: int = 1
-    device: str = "cpu"
-    since: float = 0.0
-    """When it got its standing, by ``time.monotonic``."""
-    calls: dict[Ref, None] = field(default_factory=dict)
-    """In flight on it, oldest first: it works on them in this order."""
-
-    def become(self, standing: Standing) -> None:
-        self.standing, self.since = standing, time.monotonic()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,167 @@
+"""Promises of the Ray engine about replicas that are killed, hang, are called back or never start."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from fakes import make_task, photograph, shade
+from ray.exceptions import RayError
+from ray_fakes import run, slow
+
+from dino_ray.engine.local import LocalEngine
+from dino_ray.engine.protocol import (
+    EngineEvent,
+    ImageTask,
+    JobEvent,
+    ReplicaLoading,
+    ReplicaLost,
+    ReplicaPlaced,
+    ReplicaReady,
+    TileCall,
+    TilesDone,
+    TilesLost,
+)
+from dino_ray.engine.ray import RayEngine
+
+pytestmark = [pytest.mark.ray]
+
+PATIENCE_S = 120.0
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[None]:
+    """One Ray for the module: engines join the one that runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def wait_for(engine: RayEngine, condition: Callable[[list[EngineEvent]], bool]) -> list[EngineEvent]:
+    """All events until they meet a condition."""
+    events: list[EngineEvent] = []
+    end = time.monotonic() + PATIENCE_S
+    while not condition(events):
+        assert time.monotonic() < end, f"{events}; {engine.describe()}"
+        events += engine.wait(0.2)
+    return events
+
+
+def prepared(engine: RayEngine, task: ImageTask) -> tuple[Any, Any, list[EngineEvent]]:
+    """Task and guide as handles, with all replicas ready."""
+    guide, _ = engine.prepare(task)
+    events = wait_for(engine, lambda events: len(engine.ready) == engine.replicas)
+    return engine.share(task), guide, events
+
+
+def ended(events: list[EngineEvent]) -> list[int]:
+    return [event.call.number for event in events if isinstance(event, TilesDone | TilesLost)]
+
+
+def pid_of(engine: RayEngine, replica: int) -> int:
+    return int(ray.get(engine.members[replica].actor.pid.remote()))
+
+
+@pytest.mark.slow
+def test_replicas_killed_twenty_times_cost_time_and_no_pixel(ray_here: None, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    expected = make_task(tmp_path / "here", photograph(200, 300))
+    with LocalEngine(shade()) as local:
+        run(local, expected)
+    task = make_task(tmp_path, photograph(200, 300))
+    killed: list[int] = []
+    with RayEngine(slow(0.01), least=2, most=2) as engine:
+
+        def kill(event: JobEvent) -> None:
+            if isinstance(event, TilesDone) and len(killed) < 20 and event.replica in engine.ready:
+                with suppress(RayError):  # of one that was killed just now
+                    pid = pid_of(engine, event.replica)
+                    os.kill(pid, signal.SIGKILL)
+                    killed.append(pid)
+
+        events, done = run(engine, task, kill)
+    assert len(killed) == 20
+    assert len([event for event in events if isinstance(event, ReplicaLost)]) == 20
+    assert not done.poisoned
+    assert task.canvas.sha256() == expected.canvas.sha256()
+
+
+def test_a_call_that_is_called_back_ends_within_a_step_and_those_behind_it_at_once(
+    ray_here: None, tmp_path: Path
+) -> None:
+    steps = 30
+    with RayEngine(slow(0.2, tmp_path), least=1, most=1) as engine:
+        task, guide, _ = prepared(engine, replace(make_task(tmp_path), steps=steps))
+        at_work, waiting = TileCall(1, (0,)), TileCall(2, (1, 2))
+        for call in (at_work, waiting):
+            engine.submit_tiles(task, guide, call, 0)
+        wait_for(engine, lambda events: bool(list(tmp_path.glob("step-*"))))
+        engine.cancel(waiting, 0)
+        (lost,) = engine.wait(0)
+        assert lost == TilesLost(waiting, 0, "cancelled", "cancelled")
+        engine.cancel(at_work, 0)
+        (lost,) = wait_for(engine, bool)
+        assert isinstance(lost, TilesLost)
+        assert (lost.call, lost.fault) == (at_work, "cancelled")
+        assert len(list(tmp_path.glob("step-*"))) < steps
+        engine.submit_tiles(task, guide, TileCall(3, (3,)), 0)
+        engine.cancel(at_work, 0)  # has ended: nothing happens
+        assert ended(wait_for(engine, bool)) == [3]
+
+
+def test_a_replica_that_does_not_answer_is_replaced_and_its_calls_come_back(
+    ray_here: None, tmp_path: Path
+) -> None:
+    with RayEngine(slow(1000), least=1, most=1) as engine:
+        task, guide, _ = prepared(engine, make_task(tmp_path))
+        hung = pid_of(engine, 0)
+        for number in (1, 2):
+            engine.submit_tiles(task, guide, TileCall(number, (number,)), 0)
+        engine.replace(0, "silent")
+        first, second, lost, placed, *_ = engine.wait(0)
+        assert [(type(e), e.call.number, e.fault) for e in (first, second)] == [  # type: ignore[union-attr]
+            (TilesLost, 1, "died"),
+            (TilesLost, 2, "cancelled"),
+        ]
+        assert lost == ReplicaLost(0, "silent")
+        assert isinstance(placed, ReplicaPlaced)
+        assert not engine.ready
+        events = wait_for(engine, lambda events: any(isinstance(e, ReplicaReady) for e in events))
+        assert [type(event) for event in events] == [ReplicaLoading, ReplicaReady]
+        assert pid_of(engine, 0) != hung
+
+
+def test_a_replica_still_at_a_former_images_call_is_ready_when_that_has_ended(
+    ray_here: None, tmp_path: Path
+) -> None:
+    with RayEngine(slow(0.3, tmp_path), least=1, most=1) as engine:
+        task, guide, _ = prepared(engine, make_task(tmp_path))
+        for number in (1, 2):
+            engine.submit_tiles(task, guide, TileCall(number, (number,)), 0)
+        wait_for(engine, lambda events: bool(list(tmp_path.glob("step-*"))))
+        engine.settle()
+        assert not engine.ready
+        engine.submit_tiles(task, guide, TileCall(3, (3,)), 0)  # too early
+        events = wait_for(engine, lambda events: bool(engine.ready))
+        assert [type(event) for event in events] == [TilesLost, ReplicaReady]
+        assert ended(events) == [3]
+
+
+def test_actors_have_names_that_people_can_read(ray_here: None) -> None:
+    with RayEngine(shade(), least=2, most=2) as engine:
+        wait_for(engine, lambda events: sum(isinstance(e, ReplicaLoading) for e in events) == 1)
+        assert re.match(r"machines: 1; replicas: .*(1 starts|1 prepares the image)", engine.describe())
+        job = ray.get_runtime_context().get_job_id()
+        for replica in engine.members:
+            ray.get_actor(f"dino-ray/{job}/replica {replica}", namespace="dino-ray")
