@@ -142,7 +142,6 @@ class Bookkeeper:
         self._started = started
         self._roster = roster or Roster()
         self._before = {number: replace(member) for number, member in self._roster.members.items()}
-        self._copies = 0
         self._first_tile: float | None = None
         self._stage: tuple[str, float] | None = None
         self._seconds: dict[str, float] = {}
@@ -166,9 +165,8 @@ class Bookkeeper:
                 self._cells_before = before
                 self._replicas, self._grid_sizes = replicas, (grid.n_tiles, grid.n_cells)
                 self._add("replica", timings)
-            case TilesStarted(copy=copy):
+            case TilesStarted():
                 self._first_tile = self._first_tile or now
-                self._copies += copy
             case TilesDone(timings=timings) | ReplicaReady(timings=timings):
                 self._replicas = max(self._replicas, self._roster.ready)
                 self._add("replica", timings)
@@ -234,7 +232,7 @@ class Bookkeeper:
             config=config.model_dump(),
             settings=used,
             replicas=self.replicas(),
-            copies=self._copies,
+            copies=self._work.copies,
         )
 
     def replicas(self) -> tuple[ReplicaReport, ...]:
