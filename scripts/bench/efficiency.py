@@ -74,6 +74,7 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_worker_niceness": "0",  # Ray's own 15 would let all else on this machine go first
     "RAY_free_objects_batch_size": "1",  # as our engine starts its own Ray
 }
 
@@ -103,7 +104,7 @@ class Load:
     def grid(self) -> Grid:
         """As square as the number of tiles allows."""
         rows = next(n for n in range(math.isqrt(self.tiles), 0, -1) if self.tiles % n == 0)
-        overlap = self.tile // OVERLAP_SHARE
+        overlap = max(self.tile // OVERLAP_SHARE, MULTIPLE)
         width, height = (self.tile + (n - 1) * (self.tile - overlap) for n in (self.tiles // rows, rows))
         grid = make_grid(width, height, tile=self.tile, overlap=overlap, multiple=MULTIPLE)
         assert grid.n_tiles == self.tiles
