@@ -6,8 +6,11 @@
 
 from __future__ import annotations
 
+import time
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import ray
 from ray.util.metrics import Counter, Gauge, Histogram
@@ -80,6 +83,13 @@ METRICS = (
 BOUNDARIES_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0)
 """Of the histogram: from the blend of a small cell to a large model's steps on a slow device."""
 
+TOLD_EVERY_S = 1.0
+"""Ray passes metrics on every 10 s. Telling it of each of thousands of cells a second would cost the driver more than
+driving them."""
+
+_FREQUENT = (TilesStarted, TilesDone, CellDone)
+"""Events that may wait until then; of all others Ray is told at once."""
+
 
 class Metrics:
     """Hears a job's events and keeps Ray's metrics of it; make one while the process is connected to a Ray.
@@ -88,19 +98,15 @@ class Metrics:
     images or replicas would make a time series for each.
     """
 
-    def __init__(self) -> None:
-        self._job = {JOB: ray.get_runtime_context().get_job_id()}
-        self._counters: dict[Described, Any] = {}
-        self._gauges: dict[Described, Any] = {}
-        for about in METRICS:
-            if about.kind == "counter":
-                self._counters[about] = Counter(about.name, about.meaning, about.labels)
-            elif about.kind == "gauge":
-                self._gauges[about] = Gauge(about.name, about.meaning, about.labels)
-                self._set(about, 0)
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._told = clock, clock()
+        self._labels = {"": {JOB: ray.get_runtime_context().get_job_id()}}
+        kinds = {"counter": Counter, "gauge": Gauge}
+        self._metrics = {m: kinds[m.kind](m.name, m.meaning, m.labels) for m in METRICS if m.kind in kinds}
         self._seconds = Histogram(
             STAGE_SECONDS.name, STAGE_SECONDS.meaning, list(BOUNDARIES_S), STAGE_SECONDS.labels
         )
+        self._owed: defaultdict[tuple[Described, str], float] = defaultdict(float)
         self._ready: set[int] = set()
         self._tiles_left = 0.0
         self._tiles_per_cell = 0.0
@@ -111,57 +117,61 @@ class Metrics:
             case ImageStarted(grid=grid, preparation=timings, cells_done=before):
                 # Which tiles an earlier run has left to do, only the plan knows; each cell stands for its share.
                 self._tiles_per_cell = grid.n_tiles / grid.n_cells if before else 0.0
-                self._set_tiles_left(grid.n_tiles - before * self._tiles_per_cell)
+                self._tiles_left = grid.n_tiles - before * self._tiles_per_cell
                 self._observe(timings)
             case ReplicaReady(replica, timings):
                 self._ready.add(replica)
-                self._set(REPLICAS_READY, len(self._ready))
                 self._observe(timings)
             case ReplicaLost(replica):
                 self._ready.discard(replica)
-                self._set(REPLICAS_READY, len(self._ready))
-                self._count(REPLICAS_LOST)
+                self._owed[REPLICAS_LOST, ""] += 1
             case TilesStarted(copy=True):
-                self._count(COPIES)
+                self._owed[COPIES, ""] += 1
             case TilesDone(call, _, _, timings):
-                self._count(TILES_DONE, len(call.tiles))
+                self._owed[TILES_DONE, ""] += len(call.tiles)
                 if not self._tiles_per_cell:
-                    self._set_tiles_left(self._tiles_left - len(call.tiles))
+                    self._tiles_left -= len(call.tiles)
                 self._observe(timings)
             case TilesLost(fault=fault) if fault != "cancelled":
-                self._count(RETRIES)
+                self._owed[RETRIES, ""] += 1
             case TilePoisoned():
-                self._count(TILES_POISONED)
+                self._owed[TILES_POISONED, ""] += 1
             case CellDone(_, timings):
-                self._count(CELLS_DONE)
-                self._set_tiles_left(self._tiles_left - self._tiles_per_cell)
+                self._owed[CELLS_DONE, ""] += 1
+                self._tiles_left -= self._tiles_per_cell
                 self._observe(timings)
             case CellLost():
-                self._count(RETRIES)
+                self._owed[RETRIES, ""] += 1
             case DriveDone():
-                self._set_tiles_left(0)
+                self._tiles_left = 0.0
             case _:
                 pass
+        now = self._clock()
+        if now - self._told >= TOLD_EVERY_S or not isinstance(event, _FREQUENT):
+            self._told = now
+            self._tell()
 
     def close(self) -> None:
         """The job is over: nothing is left to do, and nobody ready for it."""
-        for about in self._gauges:
-            self._set(about, 0)
+        self._tiles_left = 0.0
+        self._ready.clear()
+        self._tell()
+
+    def _tell(self) -> None:
+        for (about, stage), count in self._owed.items():
+            self._metrics[about].inc(count, self._labelled(stage))
+        self._owed.clear()  # Ray takes no zero, so a series begins with the first time
+        self._metrics[TILES_LEFT].set(max(round(self._tiles_left), 0), self._labelled(""))
+        self._metrics[REPLICAS_READY].set(len(self._ready), self._labelled(""))
 
     def _observe(self, timings: Timings) -> None:
         for stage, seconds in timings.stages.items():
-            labels = {**self._job, "stage": stage}
-            self._seconds.observe(max(seconds, 0.0), labels)
             if seconds > 0:
-                self._counters[BUSY_SECONDS].inc(seconds, labels)
+                self._owed[BUSY_SECONDS, stage] += seconds
+            self._seconds.observe(max(seconds, 0.0), self._labelled(stage))
 
-    def _set_tiles_left(self, count: float) -> None:
-        self._tiles_left = max(count, 0.0)
-        self._set(TILES_LEFT, round(self._tiles_left))
-
-    def _count(self, about: Described, by: int = 1) -> None:
-        """Count what happened; Ray takes no zero, so a series begins with the first time."""
-        self._counters[about].inc(by, self._job)
-
-    def _set(self, about: Described, value: int) -> None:
-        self._gauges[about].set(value, self._job)
+    def _labelled(self, stage: str) -> dict[str, str]:
+        labels = self._labels.get(stage)
+        if labels is None:
+            labels = self._labels[stage] = {**self._labels[""], "stage": stage}
+        return labels
