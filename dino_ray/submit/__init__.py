@@ -3,8 +3,9 @@
 Two programs that meet in ``order`` and ``notes``::
 
     the user's machine                           the node that drives the job
-    client.py     the story: check, send,        driver.py    the entrypoint: receive, run, announce, clear up
-                  follow, fetch                  work.py      its child: the same job that ``upscale`` runs
-    dashboard.py  Ray's HTTP interface           inbox.py     what arrives through Ray's key-value store
-    parcels.py    files through that port
+    client.py     check, send, start             driver.py    the entrypoint: receive, run, announce, clear up
+    follow.py     see it to its end              work.py      its child: the same job that ``upscale`` runs
+    results.py    bring results home             inbox.py     what arrives through Ray's key-value store
+    dashboard.py  Ray's HTTP interface
+    parcels.py    files through that port, on both sides
 """

@@ -128,9 +128,9 @@ def _submit(
 ) -> int:
     from dino_ray.inputs import expand, make_folders, outputs
     from dino_ray.raster.export import default_suffix
-    from dino_ray.submit import client, dashboard, routes
+    from dino_ray.submit import client, connection, dashboard, routes
 
-    address = dashboard.named(config.address if "address" in config.model_fields_set else None)
+    address = connection.named(config.address if "address" in config.model_fields_set else None)
     images = expand(inputs)
     results = outputs(images, output, config.scale, default_suffix(config.format))
     prepared = client.prepare(
@@ -168,11 +168,11 @@ def _recorded(job: str, address: str | None, output: str | None, report: Path | 
     """What is known of a job here, and what the user says instead."""
     from dataclasses import replace
 
-    from dino_ray.submit import dashboard, record
+    from dino_ray.submit import connection, record
 
     found = record.find(job) or record.Record(job, "", ())
     if address is not None or not found.address:
-        found = replace(found, address=dashboard.named(address))
+        found = replace(found, address=connection.named(address))
     if report is not None:
         found = replace(found, report=os.path.abspath(report))
     return found if output is None else replace(found, elsewhere=output)
@@ -237,10 +237,10 @@ def cancel(job: str, address: str | None) -> None:
 
 def _address_of(job: str | None, address: str | None) -> str:
     """The dashboard that is named, or the one that a job was submitted to from here."""
-    from dino_ray.submit import dashboard, record
+    from dino_ray.submit import connection, record
 
     remembered = record.find(job) if job is not None and address is None else None
-    return remembered.address if remembered is not None else dashboard.named(address)
+    return remembered.address if remembered is not None else connection.named(address)
 
 
 def _json(found: Sequence[Any]) -> str:

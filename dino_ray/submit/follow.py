@@ -4,37 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
-from dino_ray import places
 from dino_ray.engine.protocol import JobEvent, Listener
 from dino_ray.errors import DinoRayError, Interrupted, JobError, UsageError, describe_error
 from dino_ray.report.run import UpscaleReport
 from dino_ray.stopping import INTERRUPTED
 from dino_ray.submit import notes
-from dino_ray.submit.dashboard import Dashboard, Unreachable
-from dino_ray.submit.parcels import BLOCK, Facts, fetch, install, mail
+from dino_ray.submit.connection import Unreachable
+from dino_ray.submit.dashboard import Dashboard
 from dino_ray.submit.record import Record
+from dino_ray.submit.results import fetch_all, write_report
 
 SILENCE_S = 30.0
 """After so long without a line, the job's state is asked for: a connection may have died unnoticed."""
 PATIENCE_S = 120.0
 """A dashboard that can't be reached for so long is given up; the job goes on."""
 RETRY_S = 2.0
-TRIES = 3
-"""To fetch a result."""
 SETTLE_S, SETTLE_POLL_S = 10.0, 0.2
 _KEPT_LINES = 20
 """Of the log's other lines, for a job that ends without a word."""
 
-_NO_PACKAGE = re.compile(r"No module named '?dino_ray")
+_NO_PACKAGE = re.compile(r"No module named '?dino_ray|cannot import name '\w+' from 'dino_ray")
 _NO_PYTHON = re.compile(r"python: (command )?not found")
 
 
@@ -110,8 +106,8 @@ def follow(dashboard: Dashboard, remembered: Record, listen: Listener, show: Sho
             break
     if told.exit_code is None:
         raise _silent_end(dashboard, job, list(others))
-    _fetch_all(dashboard, remembered, told, show)
-    _write_report(remembered, told)
+    fetch_all(dashboard, remembered, told, show)
+    write_report(remembered, told)
     remembered.forget()
     _await_end(dashboard, job)
     if told.exit_code == INTERRUPTED:
@@ -221,103 +217,8 @@ def _silent_end(dashboard: Dashboard, job: str, others: Sequence[str]) -> BaseEx
     return JobError(f"{job}: the job's driver ended before its time ({last[-1].strip()[:300]})")
 
 
-# ---- results
-
-
-def _fetch_all(dashboard: Dashboard, remembered: Record, told: Told, show: Show) -> None:
-    """Bring results home; then what they were brought from can go."""
-    if remembered.staged is not None:
-        for image, (_, shown) in enumerate(told.images):
-            home = remembered.home(image, shown, len(told.images))
-            if home is not None:
-                _fetch_staged(f"{remembered.staged}/out/{image}", home)
-        places.remove_tree(remembered.staged)
-    if told.ready is None:
-        return
-    node = dashboard.job(remembered.job).node or ""
-    for parcel in told.ready.parcels:
-        shown = told.images[parcel.image][1]
-        home = remembered.home(parcel.image, shown, len(told.images))
-        if home is None:
-            raise UsageError(
-                f"{remembered.job}: this machine does not know where its results go; name -o, a file or a folder"
-            )
-        _fetch_one(dashboard, node, parcel, home, show)
-    fetched = mail(remembered.job, "fetched")
-    dashboard.holds(fetched)  # asked for first, so that it does not stay in the store
-    dashboard.put(fetched, b"yes")
-
-
-def _fetch_one(dashboard: Dashboard, node: str, parcel: notes.Parcel, target: Path, show: Show) -> None:
-    facts = Facts(parcel.size, parcel.sha256)
-
-    def blocks() -> Iterator[bytes]:
-        for block in dashboard.file(node, parcel.name, BLOCK):
-            show.fetching(target.name, len(block), parcel.size)
-            yield block
-
-    for attempt in range(TRIES):
-        try:
-            return fetch(blocks(), facts, target, packed=parcel.packed)
-        except OSError as error:
-            raise JobError(
-                f"{target}: can't be written ({describe_error(error)}); the result waits on the cluster, 'dino-ray "
-                "submit --follow' fetches it"
-            ) from error
-        except JobError:
-            if attempt == TRIES - 1:
-                raise
-            time.sleep(RETRY_S)
-    return None
-
-
-def _fetch_staged(folder: str, target: Path) -> None:
-    """Download what lies in a folder of an object store; nothing, if the image failed."""
-    files, root = places.filesystem(folder)
-    with places.explained(folder, "read"):
-        names = [name for name in files.find(root) if not _hidden(name[len(root) :])]
-    if not names:
-        return
-
-    def download(to: str) -> None:
-        for name in names:
-            relative = name[len(root) :].strip("/")
-            path = os.path.normpath(os.path.join(to, relative))
-            if not path.startswith(to + os.sep):
-                raise JobError(f"{target}: the result's folder holds {relative!r:.80}, which leads out of it")
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            with places.explained(folder, "read"):
-                files.get_file(name, path)
-
-    try:
-        install(download, target)
-    except OSError as error:
-        raise JobError(
-            f"{target}: can't be written ({describe_error(error)}); follow the job again"
-        ) from error
-
-
-def _hidden(path: str) -> bool:
-    return path.strip("/").partition("/")[0].startswith(".")
-
-
 def _await_end(dashboard: Dashboard, job: str) -> None:
     """Give the driver the time to clear up: when the command ends, nothing of it is left."""
     deadline = time.monotonic() + SETTLE_S
     while not dashboard.job(job).over and time.monotonic() < deadline:
         time.sleep(SETTLE_POLL_S)
-
-
-def _write_report(remembered: Record, told: Told) -> None:
-    if remembered.report is None or not (told.reports or told.failures):
-        return
-    from dino_ray.files import write_whole
-
-    said: list[dict[str, Any]] = [told.reports[image] for image in sorted(told.reports)]
-    alone = 0 if len(told.images) == 1 else None  # then what the job failed of is the image
-    said += [
-        {"source": told.name_of(alone if failed.image is None else failed.image) or "", "error": failed.text}
-        for failed in told.failures
-    ]
-    body = json.dumps(said if remembered.several else said[0], indent=2, ensure_ascii=False)
-    write_whole(remembered.report, (body + "\n").encode(errors="backslashreplace"), "--report")

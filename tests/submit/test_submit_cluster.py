@@ -287,6 +287,9 @@ def test_a_result_that_nobody_wants_can_be_given_up(head: Head, home: Path) -> N
     wait_for(job, "to fetch")
     assert "nobody had fetched" in run("cancel", job).stderr
     assert head.left() == []
+    after = run("submit", "--follow", job, "-o", "there.tif")
+    assert after.exit_code == 2
+    assert "its results are gone" in after.stderr
 
 
 @pytest.mark.slow
@@ -367,12 +370,17 @@ def test_a_source_that_only_the_cluster_can_look_at_is_refused_by_it_in_one_line
 @pytest.mark.slow
 def test_a_cluster_without_dino_ray_is_told_of_and_can_be_sent_its_code(home: Path, tmp_path: Path) -> None:
     """Here it has an older one, that knows no submitted jobs."""
-    (tmp_path / "old" / "dino_ray").mkdir(parents=True)
-    (tmp_path / "old" / "dino_ray" / "__init__.py").touch()
+    old = tmp_path / "old" / "dino_ray"
+    (old / "submit").mkdir(parents=True)
+    (old / "__init__.py").touch()
+    # An editable installation finds the parts of a package that another one lacks.
+    (old / "submit" / "__init__.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'dino_ray.submit'\")"
+    )
     with started_head(str(tmp_path / "old")) as other, pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_TOKEN_PATH", str(other.folder / "token"))
         without = run("submit", "photo.png", "-o", "there.tif", *OPTIONS, "--address", other.address)
-        assert without.exit_code == 2
+        assert without.exit_code == 2, without.output
         assert "--ship" in without.stderr
         shipped = run(
             "submit", "photo.png", "-o", "there.tif", *OPTIONS, "--address", other.address, "--ship"

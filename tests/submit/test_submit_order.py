@@ -24,7 +24,7 @@ from dino_ray.engine.protocol import (
 from dino_ray.errors import UsageError
 from dino_ray.plan.geometry import make_grid
 from dino_ray.report.progress import json_lines
-from dino_ray.submit import dashboard, notes, record
+from dino_ray.submit import connection, notes, record
 from dino_ray.submit.order import Order, Source, Target
 from dino_ray.submit.standing import SAY_LINES, SAY_S, Tracker
 from dino_ray.submit.status import summary
@@ -169,7 +169,7 @@ def test_the_dashboard_is_the_one_that_is_named(
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert dashboard.named(given) == address
+    assert connection.named(given) == address
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_the_dashboard_is_the_one_that_is_named(
 )
 def test_what_names_no_dashboard_is_refused_without_secrets(given: str) -> None:
     with pytest.raises(UsageError, match="http://HEAD:8265") as refused:
-        dashboard.named(given)
+        connection.named(given)
     assert "secret" not in str(refused.value)
 
 
