@@ -32,7 +32,19 @@ _ADDRESS_HELP = (
 _address_option = click.option("--address", metavar="URL", help=_ADDRESS_HELP)
 
 
-@click.command(cls=BareWrap)
+_HELP = """Upscale images on a Ray cluster: as upscale does, as a job that goes on without this machine.
+
+\b
+dino-ray submit photo.jpg -o photo-4x.tif --scale 4 --address http://HEAD:8265
+dino-ray submit scans/*.tif -o out/ --detach
+dino-ray submit --follow JOB
+
+Nothing but the dashboard's port has to be reached: images go up and results come down through it, unless --storage or
+--shared-dir names a better way. Results wait on the cluster for a week.
+"""
+
+
+@click.command(cls=BareWrap, help=_HELP)
 @click.argument("inputs", nargs=-1, metavar="[INPUT]...")
 @click.option(
     "-o", "--output", metavar="OUTPUT", help="As of upscale; with --follow, where results go instead."
@@ -86,16 +98,7 @@ def submit(
     config: UpscaleConfig,
     **options: Any,
 ) -> int:
-    r"""Upscale images on a Ray cluster: as upscale does, as a job that goes on without this machine.
-
-    \b
-    dino-ray submit photo.jpg -o photo-4x.tif --scale 4 --address http://HEAD:8265
-    dino-ray submit scans/*.tif -o out/ --detach
-    dino-ray submit --follow JOB
-
-    Nothing but the dashboard's port has to be reached: images go up and results come down through it, unless
-    --storage or --shared-dir names a better way. Results wait on the cluster for a week.
-    """
+    """Submit a job, or come back to one; see ``_HELP``."""
     if job is not None:
         if inputs:
             raise UsageError("--follow: comes back to a job, and takes no INPUT; leave one of them out")
