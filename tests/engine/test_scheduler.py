@@ -294,7 +294,7 @@ def test_of_a_group_that_raises_only_the_guilty_tile_is_given_up() -> None:
 
 
 def test_a_tile_that_kills_is_poison_after_three_deaths_in_a_large_healthy_job() -> None:
-    world = desk(row(100), 4)
+    world = desk(make_grid(976, 976, tile=64, overlap=16, multiple=16), 4)
     for _ in range(10):
         world.round()
     (killer,) = world.at[0][0].tiles
@@ -309,16 +309,18 @@ def test_a_tile_that_kills_is_poison_after_three_deaths_in_a_large_healthy_job()
 
 
 def test_calls_that_waited_behind_the_one_that_killed_are_not_blamed() -> None:
-    world = desk(row(100), 1)
+    world = desk(make_grid(976, 976, tile=64, overlap=16, multiple=16), 1)
     for _ in range(40):
         world.round()
     killer, victim = (call.tiles[0] for call in world.at[0])
     for _ in range(100):
         if world.at[0][0].tiles == (killer,):
-            waiting = world.at[0].pop(1)
+            waiting = world.at[0][1:]
+            del world.at[0][1:]
             world.lost(0, "died")
             assert world.decide() == [], "a dead replica was given work"
-            world.hear(TilesLost(waiting, 0, "died with it", "died"), ReplicaLost(0, "died"), ReplicaReady(0))
+            world.hear(*(TilesLost(call, 0, "died with it", "died") for call in waiting))
+            world.hear(ReplicaLost(0, "died"), ReplicaReady(0))
             world.decide()
         else:
             world.round()

@@ -8,6 +8,7 @@ from worlds import Habits, World, poisoned
 
 from dino_ray.engine.protocol import TilesDone, TilesLost, TilesStarted
 from dino_ray.engine.scheduler import CALLS_PER_REPLICA
+from dino_ray.engine.scheduler.blame import WITNESSES
 from dino_ray.plan.geometry import Grid, make_grid
 
 grids = st.builds(
@@ -80,7 +81,8 @@ def test_the_tiles_alive_at_once_stay_within_the_plans_bound(
         grid, pool, seed, Habits() if calm else Habits(dies=0.05, hangs=0.02, merge_lost=0.05), batch
     )
     world.run()
-    assert world.most_alive <= grid.max_waiting() + CALLS_PER_REPLICA * len(pool) * batch
+    witnesses = 0 if calm else WITNESSES
+    assert world.most_alive <= grid.max_waiting() + CALLS_PER_REPLICA * len(pool) * batch + witnesses
 
 
 @given(grids, pools, seeds, batches)
@@ -90,11 +92,12 @@ def test_kills_by_a_random_hand_poison_no_tile(grid: Grid, pool: list[float], se
     assert not poisoned(world)
 
 
-@given(st.integers(20, 80), pools, seeds, batches, st.data())
-@settings(max_examples=40)
+@given(st.integers(20, 40), pools, seeds, batches, st.data())
+@settings(max_examples=30)
 def test_tiles_that_always_kill_are_found_and_no_others(
-    tiles: int, pool: list[float], seed: int, batch: int, data: st.DataObject
+    calls: int, pool: list[float], seed: int, batch: int, data: st.DataObject
 ) -> None:
+    tiles = calls * batch
     grid = make_grid(48 * tiles + 16, 64, tile=64, overlap=16, multiple=16)
     killers = data.draw(st.frozensets(st.integers(0, tiles - 1), min_size=1, max_size=3))
     world = World(grid, pool, seed, Habits(killers=killers), batch)

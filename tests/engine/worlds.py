@@ -250,7 +250,7 @@ class World:
             )
         elif call.refine and habits.raisers.intersection(call.tiles):
             self.at(seconds / 2, self.while_alive(replica, lambda: self.end(replica, call, "raised")))
-        elif happens(habits.hangs):
+        elif happens(habits.hangs) and self.heard(TilesDone):  # before, nobody could know that it hangs
             self.hang(replica)
         elif happens(habits.dies):
             self.at(

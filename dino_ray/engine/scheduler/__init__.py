@@ -4,6 +4,7 @@ A state machine without engine, threads or clock: ``drive`` tells it what happen
 
 ===============  ==================================================================
 ``machine``      events in, decisions out: the place to begin
+``calls``        calls sent to replicas, and taken back
 ``work``         tiles, the pieces they are refined in, and the cells that wait
 ``merges``       which cells go into one merge
 ``pool``         replicas, their states, and the calls in flight on them
@@ -17,8 +18,9 @@ A state machine without engine, threads or clock: ``drive`` tells it what happen
 ===============  ==================================================================
 """
 
+from dino_ray.engine.scheduler.calls import MERGES_BEHIND
 from dino_ray.engine.scheduler.decisions import Cancel, Decision, Merge, Replace, Start, Stop
-from dino_ray.engine.scheduler.machine import MERGE_TRIES, MERGES_BEHIND, TRIES, Scheduler
+from dino_ray.engine.scheduler.machine import MERGE_TRIES, TRIES, Scheduler
 from dino_ray.engine.scheduler.pool import CALLS_PER_REPLICA
 
 __all__ = [

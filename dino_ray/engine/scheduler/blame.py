@@ -27,8 +27,12 @@ LEAST_DEATHS = 3
 """Fewer deaths never make a tile guilty, however calm the world."""
 
 LEAST_DEATHS_ALONE = 5
-"""Nor do fewer where nothing else came through before the last one, as in a small job or at a job's end: there a random
-hand has nothing else to hit."""
+"""Nor do fewer where little else came through before the last one, as in a small job or at a job's end: there a random
+hand has little else to hit."""
+
+FEW_WITNESSES = 3
+"""Calls that came through; fewer are little. A tile that waits holds its neighbours back, so that in a small pool soon
+nothing but itself may be started."""
 
 CHANCE = 1e-5
 """Of blaming an innocent tile, for each tile that died often enough to be asked about. So small because kills are not
@@ -77,7 +81,7 @@ class Blame:
 
     def died(self, record: Record) -> bool:
         """A process ended while it worked on this piece; returns whether the piece is guilty of it."""
-        alone = record.deaths >= OPEN_DEATHS and self._came_through == record.witnessed
+        alone = record.deaths >= OPEN_DEATHS and self._came_through < record.witnessed + FEW_WITNESSES
         least = LEAST_DEATHS_ALONE if alone else LEAST_DEATHS
         record.calls += 1
         record.deaths += 1

@@ -16,31 +16,27 @@ from dino_ray.engine.protocol import (
     ReplicaLost,
     ReplicaPlaced,
     ReplicaReady,
-    TileCall,
     TilePoisoned,
     TilesDone,
     TilesLost,
     TilesSpare,
 )
 from dino_ray.engine.scheduler.blame import Blame
-from dino_ray.engine.scheduler.decisions import Cancel, Decision, Merge, Replace, Start, Stop
+from dino_ray.engine.scheduler.calls import Calls
+from dino_ray.engine.scheduler.decisions import Decision, Merge, Stop
 from dino_ray.engine.scheduler.diagnosis import diagnosis
 from dino_ray.engine.scheduler.guard import Guard
 from dino_ray.engine.scheduler.merges import Merges
 from dino_ray.engine.scheduler.pace import Pace
 from dino_ray.engine.scheduler.pool import CALLS_PER_REPLICA, Flight, Place, Pool, State
 from dino_ray.engine.scheduler.pressure import Pressure
-from dino_ray.engine.scheduler.stragglers import may_be_copied, moves
+from dino_ray.engine.scheduler.stragglers import may_be_copied
 from dino_ray.engine.scheduler.watch import Watch
 from dino_ray.engine.scheduler.work import Piece, Work
 from dino_ray.plan.geometry import Grid
 
 TRIES = 3
 """A piece of work that raised this often, on different replicas where there are some, will always raise."""
-
-MERGES_BEHIND = 1
-"""Merges per replica that may wait for their turn before no more tiles are started: a store full of tiles that
-merges are too slow for helps nobody."""
 
 MERGE_TRIES = 10
 """A merge is innocent of what befalls its machine, so it is tried more often; but not for ever."""
@@ -98,11 +94,11 @@ class Scheduler:
         self._blame = Blame()
         self._pressure = Pressure(CALLS_PER_REPLICA)
         self._guard = Guard(now)
-        self._flights: dict[int, Flight] = {}  # by the number of their call; until they are heard of
         self._decisions: list[Decision] = []
-        self._batch, self._max_waiting = batch, grid.max_waiting()
+        self._calls = Calls(self._work, self._pool, self._merges, grid.max_waiting(), batch, self._decisions)
+        self._batch = batch
         self._refined = 0  # tiles
-        self._calls = self._copies = self._retries = 0
+        self._retries = 0
         self._poisoned: dict[int, str] = {}
         for replica in ready:
             self._pool.enter(self._pool[replica], State.READY)
@@ -114,12 +110,11 @@ class Scheduler:
 
     def summary(self) -> DriveDone:
         """What it took."""
-        return DriveDone(self._calls, self._retries, dict(self._poisoned), self._copies)
+        return DriveDone(self._calls.started, self._retries, dict(self._poisoned), self._calls.copies)
 
     def abandon(self) -> list[Event]:
         """What to tell of the calls that are still in flight when nobody needs them any more."""
-        flights, self._flights = self._flights, {}
-        return [TilesSpare(flight.call, flight.place.number) for flight in flights.values()]
+        return [TilesSpare(flight.call, flight.place.number) for flight in self._calls.in_flight.values()]
 
     def describe(self, now: float) -> str:
         """Who waits for what: one line for the diagnosis of a stuck job."""
@@ -132,9 +127,9 @@ class Scheduler:
         match event:
             case ReplicaPlaced(replica, node):
                 self._pool[replica].node = node
-                self._enter(self._pool[replica], State.PENDING)
+                self._calls.enter(self._pool[replica], State.PENDING)
             case ReplicaLoading(replica):
-                self._enter(self._pool[replica], State.LOADING)
+                self._calls.enter(self._pool[replica], State.LOADING)
             case ReplicaReady(replica):
                 self._is_ready(self._pool[replica], now)
             case ReplicaLeaving(replica, reason):
@@ -149,7 +144,7 @@ class Scheduler:
                 self._guard.progress(now)
                 for piece in self._work.cell_done(cell):
                     if not self._work.needs(piece):
-                        self._cancel_all(piece)
+                        self._calls.cancel_all(piece)
             case CellLost():
                 self._cell_lost(event, now)
         return [event]
@@ -157,32 +152,26 @@ class Scheduler:
     def _is_ready(self, place: Place, now: float) -> None:
         if place.state in (State.READY, State.LEAVING, State.DEAD):
             return
-        self._enter(place, State.READY)
+        self._calls.enter(place, State.READY)
         place.reason = ""
         place.raised.clear()
         self._guard.progress(now, work=False)
 
     def _is_leaving(self, place: Place, reason: str) -> None:
         place.reason = reason
-        self._enter(place, State.LEAVING)
-        self._send_waiting_elsewhere(place)
+        self._calls.enter(place, State.LEAVING)
+        self._calls.send_waiting_elsewhere(place)
 
     def _is_lost(self, lost: ReplicaLost, now: float) -> None:
         place = self._pool[lost.replica]
         place.reason = lost.reason
         place.node_gone = place.node_gone or lost.fault == "node"
-        self._enter(place, State.DEAD if lost.for_good else State.QUARANTINED)
+        self._calls.enter(place, State.DEAD if lost.for_good else State.QUARANTINED)
         if lost.fault == "memory":
             self._pressure.shortage(now)
 
-    def _enter(self, place: Place, state: State) -> None:
-        if place.state is State.DEAD:
-            return
-        for flight in self._pool.enter(place, state):
-            self._give_back(flight)
-
     def _answer(self, done: TilesDone, now: float) -> list[Event]:
-        flight = self._flights.pop(done.call.number, None)
+        flight = self._calls.in_flight.pop(done.call.number, None)
         if flight is None:
             return [TilesSpare(done.call, done.replica)]
         place, piece = flight.place, flight.piece
@@ -190,24 +179,23 @@ class Scheduler:
         if at_work:
             self._pool.learn(flight, now)
             self._blame.worked(piece.record)
-        self._pool.land(flight, now)
-        self._forget(flight)
+        self._calls.land(flight, now)
         place.raised.clear()
         place.was_sick = False
         kept = self._work.finish(piece, done.pixels, place.number) if done.call.refine == piece.refine else 0
         if not kept:
-            self._want(piece)
+            self._calls.want(piece)
             return [TilesSpare(done.call, done.replica)]
         self._guard.progress(now)
         self._blame.finished(piece.record)
         self._refined += kept if piece.refine else 0
-        self._cancel_all(piece)
+        self._calls.cancel_all(piece)
         return [done]
 
     def _no_answer(self, lost: TilesLost, now: float) -> list[Event]:
         if lost.fault == "memory":
             self._pressure.shortage(now)
-        flight = self._flights.pop(lost.call.number, None)
+        flight = self._calls.in_flight.pop(lost.call.number, None)
         if flight is None:
             return [TilesSpare(lost.call, lost.replica)]
         fault = "died" if flight.hung and lost.fault != "raised" else lost.fault
@@ -216,19 +204,18 @@ class Scheduler:
             self._process_ended(flight)
         if at_work and fault in ("died", "memory", "node"):
             self._guard.loss(lost.reason)
-        self._pool.land(flight, now)
-        self._forget(flight)
+        self._calls.land(flight, now)
         spare = flight.cancelled or not self._work.needs(piece) or flight.call.refine != piece.refine
         told: list[Event] = [TilesSpare(lost.call, lost.replica) if spare else lost]
         self._retries += not spare
         if at_work and self._is_guilty(flight, fault, spare):
             told += self._convict(piece, lost.reason)
-        self._want(piece)
+        self._calls.want(piece)
         return told
 
     def _process_ended(self, flight: Flight) -> None:
         if flight in flight.place.flights:  # and not one of a former life
-            self._enter(flight.place, State.QUARANTINED)
+            self._calls.enter(flight.place, State.QUARANTINED)
 
     def _is_guilty(self, flight: Flight, fault: Fault, spare: bool) -> bool:
         """Whether a piece has failed for the last time."""
@@ -236,7 +223,8 @@ class Scheduler:
         if fault == "died":
             piece.failed_on.add(place.number)
             return self._blame.died(piece.record) and not spare
-        self._blame.worked(piece.record)
+        if fault in ("raised", "cancelled"):
+            self._blame.worked(piece.record)
         if fault != "raised" or spare:
             return False
         piece.failed_on.add(place.number)
@@ -246,13 +234,13 @@ class Scheduler:
             for waiting in place.flights:  # ended by us, so blameless
                 waiting.since = None
             place.was_sick = True
-            self._replace(place, f"its last {len(place.raised)} calls raised")
+            self._calls.replace(place, f"its last {len(place.raised)} calls raised")
         return piece.raised >= TRIES
 
     def _convict(self, piece: Piece, reason: str) -> list[Event]:
         """A piece keeps failing: find the tile that it is, or do without its refinement."""
         self._blame.convicted(piece.record)
-        self._cancel_all(piece)
+        self._calls.cancel_all(piece)
         if len(piece.tiles) > 1:
             self._work.split(piece)
             return []
@@ -279,7 +267,7 @@ class Scheduler:
         elif lost.tiles_lost:
             for piece in self._work.redo(lost.cell, lambda replica: self._pool[replica].node_gone):
                 self._retries += 1
-                self._want(piece)
+                self._calls.want(piece)
         else:
             self._work.cell_again(lost.cell)
 
@@ -300,9 +288,10 @@ class Scheduler:
             self._stop(f"{verdict}: {self.describe(now)}", stuck=True)
         self._look_after_late_calls(now)
         self._start_merges(merges_at_once)
-        self._start_queued(now)
-        self._help_out(now)
-        decisions, self._decisions = self._decisions, []
+        self._calls.start_queued(self._blame, now)
+        self._calls.help_out(now)
+        decisions = self._decisions.copy()
+        self._decisions.clear()
         stops = [decision for decision in decisions if isinstance(decision, Stop)]
         return [stops[0]] if stops else decisions
 
@@ -311,7 +300,7 @@ class Scheduler:
         soonest = LOOK_S
         if (alarm := self._watch.next_in(now)) is not None:
             soonest = min(soonest, alarm)
-        if self._flights and self._pool.idle():  # somebody may come to be worth helping
+        if self._calls.in_flight and self._pool.idle():  # somebody may come to be worth helping
             soonest = min(soonest, self._pace.typical() * self._batch / LOOKS_PER_CALL or LOOK_S)
         return max(soonest, LEAST_LOOK_S)
 
@@ -325,100 +314,11 @@ class Scheduler:
             if flight.hung:
                 assert flight.since is not None
                 if place.state is State.READY:  # one that leaves goes anyway
-                    self._replace(place, f"its call has taken {now - flight.since:.0f} s")
+                    self._calls.replace(place, f"its call has taken {now - flight.since:.0f} s")
                 continue
-            self._send_waiting_elsewhere(place)
+            self._calls.send_waiting_elsewhere(place)
             if may_be_copied(flight):
                 self._work.put(flight.piece)
-
-    def _start_queued(self, now: float) -> None:
-        """Earliest tiles first, each to the replica that would end it first."""
-        passed: list[Piece] = []
-        suspects: list[Piece] = []
-        while places := self._pool.open(now):
-            piece = self._work.earliest()
-            if piece is None or (not piece.started and self._has_enough_alive(piece)):
-                break
-            self._work.take()
-            if self._blame.waits_for_witnesses(piece.record):
-                suspects.append(piece)
-            elif (place := self._pool.choose(places, piece, now)) is not None:
-                self._start(piece, place, now)
-            else:
-                passed.append(piece)
-        for piece in suspects:
-            place = self._pool.choose(self._pool.open(now), piece, now)
-            if place is not None:
-                self._start(piece, place, now)
-            else:
-                passed.append(piece)
-        for piece in passed:
-            self._work.put(piece)
-
-    def _help_out(self, now: float) -> None:
-        """Replicas that have nothing to do take over calls that they would end much earlier."""
-        idle = self._pool.idle()
-        if not idle:
-            return
-        for flight, place in moves(self._pool, self._work, idle, now):
-            if flight.since is None:
-                self._cancel(flight)
-            self._start(flight.piece, place, now)
-
-    def _has_enough_alive(self, piece: Piece) -> bool:
-        replicas = max(1, self._pool.size)
-        # As many tiles as must wait for their neighbours in the best order, and those in flight: fewer could stand
-        # still, more would only fill the store.
-        limit = self._max_waiting + self._pool.calls_per_replica * replicas * self._batch
-        too_many = self._work.alive + len(piece.tiles) > limit
-        return too_many or self._merges.waiting > MERGES_BEHIND * replicas
-
-    # ---- inside
-
-    def _start(self, piece: Piece, place: Place, now: float) -> None:
-        copy = bool(piece.flights)
-        self._calls += 1
-        self._copies += copy
-        self._work.start(piece)
-        call = TileCall(self._calls, piece.tiles, piece.refine)
-        self._flights[call.number] = self._pool.launch(place, call, piece, now)
-        self._decisions.append(Start(call, place.number, copy))
-
-    def _forget(self, flight: Flight) -> None:
-        """Nothing is awaited of a call any more."""
-        if flight in flight.piece.flights:
-            flight.piece.flights.remove(flight)
-
-    def _want(self, piece: Piece) -> None:
-        """Queue a piece, if it is needed and nobody works on it."""
-        if not piece.flights and self._work.needs(piece):
-            self._work.put(piece)
-
-    def _give_back(self, flight: Flight) -> None:
-        """A call will bring nothing: somebody else has to do it."""
-        self._forget(flight)
-        self._want(flight.piece)
-
-    def _cancel(self, flight: Flight) -> None:
-        flight.cancelled = True
-        self._forget(flight)
-        self._decisions.append(Cancel(flight.call, flight.place.number))
-
-    def _cancel_all(self, piece: Piece) -> None:
-        """Whatever is still in flight of a piece is not needed."""
-        for flight in list(piece.flights):
-            self._cancel(flight)
-
-    def _send_waiting_elsewhere(self, place: Place) -> None:
-        for flight in list(place.flights):
-            if flight.since is None and not flight.cancelled:
-                self._cancel(flight)
-                self._want(flight.piece)
-
-    def _replace(self, place: Place, reason: str) -> None:
-        place.reason = reason
-        self._decisions.append(Replace(place.number, reason))
-        self._enter(place, State.QUARANTINED)
 
     def _stop(self, reason: str, stuck: bool = False) -> None:
         self._decisions.append(Stop(reason, stuck))
