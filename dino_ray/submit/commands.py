@@ -252,10 +252,10 @@ def _json(found: Sequence[Any]) -> str:
 
 def _say_failures(failures: Sequence[tuple[str, Exception]]) -> None:
     for name, error in failures:
-        _say_failure(name, str(error))
+        _say(name, str(error))
 
 
-def _say_failure(name: str | None, text: str) -> None:
+def _say(name: str | None, text: str) -> None:
     # To what is stderr now: err=True would write into the bars.
     named = shown(text if name is None or name in text else f"{name}: {text}")
     click.echo(f"dino-ray: {named}", file=sys.stderr)
@@ -279,7 +279,11 @@ class _Terminal:
             say_done(report, before=before)
 
     def failed(self, name: str | None, text: str) -> None:
-        _say_failure(name, text)
+        _say(name, text)
+
+    def said(self, text: str) -> None:
+        if self._speaks:
+            _say(None, text)
 
     def _show(self, what: str, n_bytes: int, of: int) -> None:
         """A line per tenth of a file that takes a while."""

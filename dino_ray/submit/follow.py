@@ -43,6 +43,9 @@ class Show(Protocol):
     def failed(self, name: str | None, text: str) -> None:
         """An image, or the job, could not be done."""
 
+    def said(self, text: str) -> None:
+        """A message of the job to its user."""
+
     def fetching(self, name: str, n_bytes: int, of: int) -> None:
         """So many more bytes of a result have come."""
 
@@ -100,6 +103,8 @@ def follow(dashboard: Dashboard, remembered: Record, listen: Listener, show: Sho
         event = notes.parse(line)
         if event is None:
             others.append(line)
+            if line.startswith(notes.SAID):
+                show.said(line.removeprefix(notes.SAID))
             continue
         _hear(event, told, listen, show)
         if told.exit_code is not None:

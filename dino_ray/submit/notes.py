@@ -95,6 +95,9 @@ Note = Accepted | Standing | ImageFailed | ReportPiece | Ready | Interrupted | E
 _NOTES: Mapping[str, type[Any]] = {kind.__name__: kind for kind in get_args(Note)}
 _EVENTS: Mapping[str, type[Any]] = {kind.__name__: kind for kind in get_args(JobEvent)}
 
+SAID = "dino-ray: "
+"""How lines begin that are for the user, among those of other programs in the log."""
+
 PIECE = 8000
 """Characters of a report to a line."""
 

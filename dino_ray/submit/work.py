@@ -21,7 +21,7 @@ from dino_ray.config import UpscaleConfig
 from dino_ray.errors import DinoRayError, for_user
 from dino_ray.report.progress import json_lines
 from dino_ray.stopping import INTERRUPTED, interrupt, stopped_in_time
-from dino_ray.submit.notes import ImageFailed, Interrupted, Note, pieces, to_line
+from dino_ray.submit.notes import SAID, ImageFailed, Interrupted, Note, pieces, to_line
 from dino_ray.submit.order import Order
 
 _HOW_TO_GO_ON = re.compile(r"; [\d,]+ of [\d,]+ cells of .*? are kept; go on with.*$", re.DOTALL)
@@ -109,7 +109,7 @@ class _Renaming:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="dino-ray: %(message)s", level=logging.WARNING)
+    logging.basicConfig(format=f"{SAID}%(message)s", level=logging.WARNING)
     logging.getLogger("dino_ray").setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, interrupt)
     sys.exit(main(Order.from_json(sys.stdin.read()), sys.argv[1], sys.stdout))
