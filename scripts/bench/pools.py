@@ -30,6 +30,9 @@ SCALE = 4
 SLOWER = 4
 """How much longer the slow replica takes, if one is slow."""
 
+CALLS = 2
+"""At once on a replica, as in our own engine: one has the device, the other reads its source or sends its pixels."""
+
 BLENDERS = 2
 """Threads of a driver that blends: one per core here. numpy lets go of the interpreter while it computes."""
 
@@ -152,10 +155,11 @@ class Blender:
 
 @contextmanager
 def actor_pool(spec: ReplicaSpec, replicas: int) -> Iterator[Run]:
-    """``ray.util.ActorPool``, every actor in it twice: while one call runs, the next is there already."""
-    actors = [ray.remote(Numbered).options(num_cpus=1).remote(spec) for _ in range(replicas)]
+    """``ray.util.ActorPool``, every actor in it ``CALLS`` times: while one call runs, the next is there already."""
+    options = {"num_cpus": 1, "max_concurrency": CALLS}
+    actors = [ray.remote(Numbered).options(**options).remote(spec) for _ in range(replicas)]
     ray.get([actor.load.remote() for actor in actors])
-    pool = ActorPool([*actors, *actors])
+    pool = ActorPool(actors * CALLS)
 
     def run(task: ImageTask) -> float:
         guide, _ = ray.get(actors[0].prepare.remote(task))
@@ -204,7 +208,9 @@ def ray_data(spec: ReplicaSpec, replicas: int) -> Iterator[Run]:
         refined = tiles.map_batches(
             RefineRow,
             batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=replicas),
+            compute=ray.data.ActorPoolStrategy(
+                size=replicas, max_concurrent_calls_per_actor=CALLS, enable_true_multi_threading=True
+            ),
             num_cpus=1,
             fn_constructor_kwargs={"spec": spec, "task": task, "guide": guide},
         )
