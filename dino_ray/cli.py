@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,9 +16,18 @@ from dino_ray import __version__
 from dino_ray.config import UpscaleConfig
 from dino_ray.errors import UsageError
 from dino_ray.options import BareWrap, config_options, typed_options
+from dino_ray.places import shown
 from dino_ray.stopping import stopped_in_time
 from dino_ray.submit.commands import cancel, status, submit
-from dino_ray.terminal import EXISTING, command, listener, progress_option, report_option, say_done
+from dino_ray.terminal import (
+    EXISTING,
+    command,
+    listener,
+    log_option,
+    progress_option,
+    report_option,
+    say_done,
+)
 
 if TYPE_CHECKING:
     from dino_ray.batch import Batch
@@ -44,6 +54,7 @@ def main() -> None:
     "or a template such as 'out/{stem}@{scale}x.png', of {stem} {name} {suffix} {folder} {scale} {index}.",
 )
 @report_option
+@log_option
 @progress_option
 @click.option(
     "--resume/--fresh",
@@ -57,7 +68,8 @@ def main() -> None:
 def upscale(
     inputs: Sequence[str],
     output: str,
-    report: Path | None,
+    report: str | Path | None,
+    log: str | None,
     progress: str,
     go_on: bool | None,
     strict: bool,
@@ -82,37 +94,41 @@ def upscale(
         strict=strict,
         before_outputs=lambda: make_folders(results, output),
     )
-    return _run(batch, progress, started)
+    return _run(batch, progress, log, started)
 
 
 @main.command()
 @click.argument("folder", metavar="DIR")
 @report_option
+@log_option
 @progress_option
 @command
 @typed_options("address", "workers", "gpus_per_worker")
-def resume(folder: str, report: Path | None, progress: str, typed: dict[str, Any]) -> int:
-    """Go on with the job in DIR, or with all in it, that an interruption has left."""
+def resume(
+    folder: str, report: str | Path | None, log: str | None, progress: str, typed: dict[str, Any]
+) -> int:
+    """Go on with the job in DIR, a folder or an address, or with all in it, that an interruption has left."""
     from dino_ray.batch import Batch, check_replaced
     from dino_ray.jobfolder import check_owner, resumable
 
     code = 0
-    report = report and report.absolute()
+    report = report.absolute() if isinstance(report, Path) else report
+    log = log and os.path.abspath(log)
     for place, manifest in resumable(folder):
         started = time.monotonic()
         check_owner(place)
         if not manifest.output:
             raise UsageError(f"{place}: its job returns an image to Python; the same call of upscale goes on")
-        with _in_folder(manifest.cwd):
+        # One whose files all lie behind addresses goes on wherever it is resumed.
+        with contextlib.nullcontext() if manifest.is_anywhere else _in_folder(manifest.cwd):
             config = UpscaleConfig.parse({**manifest.config, **typed, "job_dir": place}, where=place)
-            said = report or (Path(manifest.report) if manifest.report else None)
-            pair = (manifest.source, Path(manifest.output))
-            check_replaced(pair[1], said)
-            batch = Batch.check([pair], config, report=said, existing="must")
-            code = max(code, _run(batch, progress, started))
+            said = report or manifest.report
+            check_replaced(manifest.output, said)
+            batch = Batch.check([(manifest.source, manifest.output)], config, report=said, existing="must")
+            code = max(code, _run(batch, progress, log, started))
         if manifest.several:
             click.echo(
-                f"{manifest.output}: was one of several images; their command goes on with the others",
+                f"{shown(manifest.output)}: was one of several images; their command goes on with the others",
                 err=True,
             )
     return code
@@ -128,7 +144,7 @@ def _in_folder(folder: str) -> Iterator[None]:
         raise UsageError(f"{folder}: the job's command was given there, and the folder is gone") from error
 
 
-def _run(batch: Batch, progress: str, started: float) -> int:
+def _run(batch: Batch, progress: str, log: str | None, started: float) -> int:
     """Work on a checked batch and say what came of it; returns the exit code."""
     if progress == "auto" and batch.images:
         _introduce(batch.settings)
@@ -137,7 +153,9 @@ def _run(batch: Batch, progress: str, started: float) -> int:
         if progress == "auto":
             say_done(report, before=canvas is None)
 
-    with stopped_in_time(batch.standing.left), listener(progress) as listen:
+    from dino_ray.report.logs import log_file
+
+    with log_file(log), stopped_in_time(batch.standing.left), listener(progress) as listen:
         batch.run(listen, finished, started)
     for name, error in batch.failures:
         named = str(error) if name in str(error) else f"{name}: {error}"
@@ -196,7 +214,7 @@ def doctor(address: str) -> int:
     sound = True
     for finding in examine(address):
         sound &= finding.sound
-        click.echo(f"{'ok  ' if finding.sound else 'BAD '} {finding.what}: {finding.detail}")
+        click.echo(f"{finding.mark} {finding.what}: {finding.detail}")
     return 0 if sound else 1
 
 

@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 import click
 
 from dino_ray.errors import DinoRayError
+from dino_ray.places import is_url
 from dino_ray.stopping import INTERRUPTED, interrupt
 
 if TYPE_CHECKING:
@@ -56,11 +57,21 @@ def command(function: Command) -> Command:
     return run  # type: ignore[return-value]
 
 
+def _place(ctx: click.Context, param: click.Parameter, value: str | None) -> str | Path | None:
+    """A path as such; an address, which a path would spoil, as it is."""
+    return value if value is None or is_url(value) else Path(value)
+
+
 report_option = click.option(
     "--report",
     metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="Write the run report as JSON; of several inputs, a JSON list.",
+    callback=_place,
+    help="Write the run report as JSON, to a file or an address; of several inputs, a JSON list.",
+)
+log_option = click.option(
+    "--log",
+    metavar="FILE",
+    help="Append every event and message to a file, as lines of JSON.",
 )
 progress_option = click.option(
     "--progress",

@@ -22,6 +22,7 @@ from dino_ray import places
 from dino_ray.batch import Batch
 from dino_ray.cli import main
 from dino_ray.config import UpscaleConfig
+from dino_ray.errors import JobError
 
 QUICK = ("--model", "none", "--address", "none", "--scale", "2", "--tile", "128")
 """Few cells: each is a request, and the server that stands in for S3 takes its time."""
@@ -259,3 +260,28 @@ def test_an_ome_zarr_in_a_bucket_is_read_there_by_zarr(photo: Path, s3_bucket: s
     upscaled(photo, "-o", f"{s3_bucket}/o.ome.zarr")
     level = zarr.open_array(f"{s3_bucket}/o.ome.zarr/0", mode="r")
     assert level.shape == (3, 140, 180)
+
+
+def test_a_job_whose_files_are_all_behind_addresses_goes_on_from_any_folder(
+    photo: Path, s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsspec.filesystem("s3").put_file(str(photo), f"{s3_bucket}/in.png")
+    output, report = f"{s3_bucket}/out/o.tif", f"{s3_bucket}/out/r.json"
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("dino_ray.job.export", broken_export)
+        stopped = dino_ray("upscale", f"{s3_bucket}/in.png", "-o", output, "--report", report, *QUICK)
+    assert stopped.exit_code == 1
+    command = stopped.output.strip().rpartition("go on with: dino-ray ")[2].split()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gone").rmdir()
+    resumed = dino_ray(*command, "--log", "job.log")
+    assert resumed.exit_code == 0, resumed.output
+    assert set(files_under(s3_bucket)) == {"in.png", "out/o.tif", "out/r.json"}
+    assert json.loads(places.read_bytes(report))["cells_resumed"] > 0
+    assert '"event": "ImageDone"' in (tmp_path / "job.log").read_text()
+
+
+def broken_export(*args: Any) -> None:
+    raise JobError("the network went")
