@@ -36,7 +36,7 @@ from dino_ray.engine.ray.nodes import Lookout, look
 from dino_ray.engine.ray.placement import replica_count, share_of
 from dino_ray.engine.ray.pool import Pool
 from dino_ray.engine.ray.traffic import Traffic
-from dino_ray.engine.ray.workers import FarSource, light, merge_task, nothing
+from dino_ray.engine.ray.workers import CONTROL, FarSource, light, merge_task, nothing
 from dino_ray.errors import JobError, for_user
 
 PREPARATIONS = 4
@@ -56,6 +56,8 @@ MOST_MERGES = 8
 class _Shared:
     """A task in the object store."""
 
+    number: int
+    """Later ones have higher numbers."""
     near: Any
     """For workers of the driver's node."""
     far: Any
@@ -103,6 +105,7 @@ class RayEngine:
         self._closing = ExitStack()
         self._warm: list[Ref] = []
         self._merge_nodes = 1
+        self._shared = 0
         self._here = ""
 
     # ---- life
@@ -221,7 +224,8 @@ class RayEngine:
     def share(self, task: ImageTask) -> Handle:
         near = ray.put(task)
         self._merge_nodes = len({member.node for member in self.members.values()}) if task.shared else 1
-        return _Shared(near, near if task.shared else ray.put(self._far(task)), task.shared)
+        self._shared += 1
+        return _Shared(self._shared, near, near if task.shared else ray.put(self._far(task)), task.shared)
 
     def dino_effect(self, task: Handle, guide: Handle, tile: int) -> DinoEffect:
         if not self.ready:
@@ -245,8 +249,14 @@ class RayEngine:
         if member is None or member.standing is not Standing.READY:  # the caller is about to hear of it
             self._traffic.refuse(call, replica)
             return
+        number = cast(_Shared, task).number
+        if member.image != number:
+            member.image = number
+            begin = member.actor.begin.options(concurrency_group=CONTROL)
+            beginning = begin.remote(number, self._seen_from(member, task), guide)
+            self._traffic.add_beginning(member, beginning)
         method = member.actor.refine_here.options(num_returns=1 + len(call.tiles), name=tiles_name(call))
-        *pixels, timings = method.remote(self._seen_from(member, task), guide, call)
+        *pixels, timings = method.remote(number, call)
         self._traffic.add_tiles(member, call, pixels, timings)
 
     def cancel(self, call: TileCall, replica: int) -> None:

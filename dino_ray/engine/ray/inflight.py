@@ -57,6 +57,13 @@ class Preparation:
 
 
 @dataclass
+class Beginning:
+    """A replica is sent what the tiles of an image have in common."""
+
+    replica: int
+
+
+@dataclass
 class Tiles:
     """A replica refines tiles."""
 
@@ -81,7 +88,7 @@ class Copy:
     node: str
 
 
-Entry = Start | Load | Preparation | Tiles | Merge | Copy
+Entry = Start | Load | Preparation | Beginning | Tiles | Merge | Copy
 
 
 def fetch(refs: Sequence[Ref]) -> list[Any]:

@@ -44,5 +44,8 @@ class Member:
     calls: dict[Ref, None] = field(default_factory=dict)
     """In flight on it, oldest first: it works on them in this order."""
 
+    image: int | None = None
+    """Number of the image whose task and guide it has been sent."""
+
     def become(self, standing: Standing) -> None:
         self.standing, self.since = standing, time.monotonic()

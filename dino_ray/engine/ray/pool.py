@@ -29,7 +29,7 @@ from dino_ray.engine.ray.faults import Failure
 from dino_ray.engine.ray.inflight import Entry, Load, Ref, Start
 from dino_ray.engine.ray.member import Member, Standing
 from dino_ray.engine.ray.placement import Node, Share, places
-from dino_ray.engine.ray.workers import RayReplica
+from dino_ray.engine.ray.workers import CONTROL, RayReplica
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,9 @@ MEMORY_KILLS = 3
 
 DOUBT_S = 20.0
 """A machine that was lost gets no replica for so long: Ray takes up to 15 s to see that it is dead."""
+
+CALLS_AT_ONCE = 2
+"""On one replica: while one has the device, the other reads its source, or sends its pixels."""
 
 SCOUTS = 4
 """So many actors at least wait for an autoscaler's machines at a time; as many as there are replicas later on, so that
@@ -90,7 +93,7 @@ class Pool:
     ) -> None:
         self._spec, self._share, self._least, self._most = spec, share, least, most
         self._job, self._pending, self._grows = job, pending, grows
-        self._class = ray.remote(RayReplica)
+        self._class = ray.remote(concurrency_groups={CONTROL: 1})(RayReplica)
         self._numbers = 0
         self._nodes: tuple[Node, ...] = ()
         self._holding = True  # until the first image is prepared
@@ -203,15 +206,15 @@ class Pool:
             num_cpus=self._share.cpus,
             max_restarts=0,
             max_task_retries=0,
+            max_concurrency=CALLS_AT_ONCE,
             name=f"{NAMESPACE}/{self._job}/replica {member.number}{life}",
             namespace=NAMESPACE,
             scheduling_strategy=where,
         ).remote(self._spec, f"replica {member.number}")
-        self._pending[member.actor.node.remote()] = Start(member.number)
-        if not member.held:
-            self._load(member)
+        self._pending[member.actor.node.options(concurrency_group=CONTROL).remote()] = Start(member.number)
 
     def _load(self, member: Member) -> None:
+        member.become(Standing.LOADING)
         self._pending[member.actor.load_here.remote()] = Load(member.number)
 
     # ---- what becomes of them
@@ -223,9 +226,13 @@ class Pool:
             names = {each.id: each.name for each in self._nodes}
             member.node, member.place = node, names.get(node, "a new machine")
             events.append(ReplicaPlaced(number, member.place))
-        if member.standing in (Standing.SCOUT, Standing.STARTING):
-            member.become(Standing.HELD if member.held else Standing.LOADING)
-        return events if member.held else [*events, ReplicaLoading(number)]
+        if member.standing is Standing.LEAVING:
+            return events
+        if member.held:
+            member.become(Standing.HELD)
+            return events
+        self._load(member)
+        return [*events, ReplicaLoading(number)]
 
     def loaded(self, number: int, device: str, timings: Timings) -> list[EngineEvent]:
         member = self.members[number]
@@ -241,12 +248,10 @@ class Pool:
         self._holding = False
         events: list[EngineEvent] = []
         for member in self.members.values():
-            if member.held:
-                member.held = False
+            member.held = False
+            if member.standing is Standing.HELD:
                 self._load(member)
-                if member.standing is Standing.HELD:
-                    member.become(Standing.LOADING)
-                    events.append(ReplicaLoading(member.number))
+                events.append(ReplicaLoading(member.number))
         return events
 
     def leave(self, number: int, reason: str) -> list[EngineEvent]:
@@ -264,6 +269,7 @@ class Pool:
         if reason is None:
             member.lives += 1
             member.calls.clear()
+            member.image = None
             member.become(Standing.STARTING)
             self._animate(member)
             return [

@@ -21,6 +21,7 @@ from dino_ray.engine.protocol import (
 )
 from dino_ray.engine.ray.faults import Failure, cause_of, understand
 from dino_ray.engine.ray.inflight import (
+    Beginning,
     Copy,
     Entry,
     Load,
@@ -70,6 +71,9 @@ class Traffic:
         self._pending[timings] = Tiles(member.number, call, pixels)
         self._calls[call.number] = timings
         member.calls[timings] = None
+
+    def add_beginning(self, member: Member, ref: Ref) -> None:
+        self._pending[ref] = Beginning(member.number)
 
     def add_merge(self, cells: Sequence[int], timings: Ref) -> None:
         self._pending[timings] = Merge(tuple(cells))
@@ -211,6 +215,8 @@ class Traffic:
                 self._unheard += self._pool.started(replica, value)
             case Load(replica):
                 self._end_load(replica, value, failure)
+            case Beginning(replica) if failure is not None:  # its calls would wait for ever
+                self._fall(replica, failure)
             case Preparation():
                 blameless = failure is not None and failure.fault != "raised"
                 entry.outcome = failure if blameless else cause_of(value) if failure else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, wraps
@@ -12,9 +13,9 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dino_ray.engine.protocol import DinoEffect, Guide, ImageTask, Readable, ReplicaSpec, TileCall, Timings
+from dino_ray.engine.protocol import Guide, ImageTask, Readable, ReplicaSpec, TileCall, Timings
 from dino_ray.engine.replica import Replica, merge
-from dino_ray.engine.watch import Cancelled
+from dino_ray.engine.watch import Cancelled, heed
 from dino_ray.errors import for_user
 
 if TYPE_CHECKING:
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
 
 GLIBC_MOST_DYNAMIC = 31 << 20
 """Bytes: just below the largest block that glibc's allocator learns from, 32 MiB (mallopt(3), M_MMAP_THRESHOLD)."""
+
+CONTROL = "control"
+"""The group of an actor's methods that need neither device nor turn, and so a thread of their own."""
+
+ASK_S = 0.1
+"""How often a call that waits asks whether it is still wanted."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -48,6 +55,13 @@ def sendable(function: Callable[P, T]) -> Callable[P, T]:
     return run
 
 
+@dataclass(frozen=True)
+class _Image:
+    number: int
+    task: ImageTask
+    guide: Guide
+
+
 class RayReplica(Replica):
     """A replica as an actor.
 
@@ -60,6 +74,8 @@ class RayReplica(Replica):
     def __init__(self, spec: ReplicaSpec, name: str) -> None:
         super().__init__(spec)
         self._name = name
+        self._image: _Image | None = None
+        self._image_came = threading.Condition()
 
     def __repr__(self) -> str:
         return self._name
@@ -79,15 +95,37 @@ class RayReplica(Replica):
     def prepare_here(self, task: ImageTask) -> tuple[Guide, Timings]:
         return self.prepare(task, asked_to_stop)
 
-    @sendable
-    def refine_here(self, task: ImageTask, guide: Guide, call: TileCall) -> tuple[Any, ...]:
-        """The pixels of each tile, and the timings: a return of its own each, so that pixels stay in the store."""
-        pixels, timings = self.refine(task, guide, call, asked_to_stop)
-        return (*pixels, timings)
+    def begin(self, number: int, task: ImageTask, guide: Guide) -> None:
+        """Take what the tiles of an image have in common; with every call, it would cost as much as a small tile."""
+        with self._image_came:
+            self._image = _Image(number, task, guide)
+            self._image_came.notify_all()
 
     @sendable
-    def dino_effect_here(self, task: ImageTask, guide: Guide, tile: int) -> DinoEffect:
-        return self.dino_effect(task, guide, tile)
+    def refine_here(self, number: int, call: TileCall) -> tuple[Any, ...]:
+        """Refine tiles of the image of that number, which ``begin`` brings, maybe a little later.
+
+        Returns
+        -------
+        tuple
+            The pixels of each tile, and the timings: a return of its own each, so that pixels stay in the store.
+        """
+        image = self._await_image(number)
+        pixels, timings = self.refine(image.task, image.guide, call, asked_to_stop)
+        return (*pixels, timings)
+
+    def _await_image(self, number: int) -> _Image:
+        while True:
+            with self._image_came:
+                self._image_came.wait_for(
+                    lambda: self._image is not None and self._image.number >= number, ASK_S
+                )
+                image = self._image
+            heed(asked_to_stop)
+            if image is not None and image.number == number:
+                return image
+            if image is not None and image.number > number:
+                raise Cancelled("its image is over")
 
 
 def asked_to_stop() -> bool:
