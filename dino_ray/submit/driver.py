@@ -208,9 +208,8 @@ def _work(order: Order, folder: Path, say: Say) -> int:
         assert child.stdin is not None
         assert child.stdout is not None
         try:
-            child.stdin.write(order.to_json())
-            child.stdin.close()
-            child.stdin = None  # else communicate() would flush it
+            child.stdin.write(order.to_json() + "\n")
+            child.stdin.flush()  # and left open: its end tells the child that this process is gone
             for line in child.stdout:
                 _print(line.rstrip("\n"))
                 if standing := track(line, time.monotonic()):

@@ -1,6 +1,7 @@
 """A submitted job's work, in a process of its own: what ``upscale`` does, told as notes.
 
-``python -m dino_ray.submit.work FOLDER`` reads an order from its standard input; what is sent lies in FOLDER.
+``python -m dino_ray.submit.work FOLDER`` reads an order from the first line of its standard input, whose end is its own
+end; what is sent lies in FOLDER.
 """
 
 from __future__ import annotations
@@ -8,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -108,8 +111,16 @@ class _Renaming:
         self._stream.flush()
 
 
+def _end_with_driver() -> None:
+    """Stop as if asked to once the driver is gone, however it went: nobody else would end this process."""
+    sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 if __name__ == "__main__":
     logging.basicConfig(format=f"{SAID}%(message)s", level=logging.WARNING)
     logging.getLogger("dino_ray").setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, interrupt)
-    sys.exit(main(Order.from_json(sys.stdin.read()), sys.argv[1], sys.stdout))
+    order = Order.from_json(sys.stdin.readline())
+    threading.Thread(target=_end_with_driver, name="lifeline", daemon=True).start()
+    sys.exit(main(order, sys.argv[1], sys.stdout))

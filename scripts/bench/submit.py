@@ -20,7 +20,8 @@ import time
 from pathlib import Path
 
 from dino_ray.submit import parcels
-from dino_ray.submit.dashboard import Dashboard, named
+from dino_ray.submit.connection import named
+from dino_ray.submit.dashboard import Dashboard
 from dino_ray.submit.parcels import BLOCK, Facts, fetch, mail, receive, send, sha256_of
 
 MB = 10**6

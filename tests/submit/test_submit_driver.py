@@ -223,3 +223,26 @@ def test_the_driver_holds_no_model_and_no_connection() -> None:
     code = "import sys, dino_ray.submit.driver; print([m for m in ('torch', 'ray', 'diffusers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_work_ends_with_its_driver(tmp_path: Path) -> None:
+    """Its driver may be killed at any moment, and nobody else would end it."""
+    code = (
+        "import sys, threading, signal, time\n"
+        "from dino_ray.stopping import interrupt; from dino_ray.submit import work\n"
+        "signal.signal(signal.SIGTERM, interrupt); sys.stdin.readline()\n"
+        "threading.Thread(target=work._end_with_driver, daemon=True).start(); print('on', flush=True)\n"
+        "try: time.sleep(60)\n"
+        "except KeyboardInterrupt: sys.exit(130)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write("an order\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "on\n"
+        assert process.poll() is None
+        process.stdin.close()
+        assert process.wait(30) == 130
