@@ -49,7 +49,9 @@ MULTIPLE = 16
 OVERLAP_SHARE = 8
 """Neighbouring tiles share a tile's side over this."""
 
-LARGE_TILE, SMALL_TILE, EMPTY_TILE = 1024, 256, 64
+LARGE_TILE, SMALL_TILE, EMPTY_TILE = 1024, 256, 80
+"""The last as small as cells of 32 px allow; of smaller ones there would be nine to a tile, and a file for each."""
+
 MOST_LARGE = 8
 """More replicas than these get small tiles: a core can merge only so many pixels a second."""
 
@@ -74,6 +76,7 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
     "RAY_worker_niceness": "0",  # Ray's own 15 would let all else on this machine go first
     "RAY_free_objects_batch_size": "1",  # as our engine starts its own Ray
 }
