@@ -23,7 +23,7 @@ class BareWrap(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         options = args[: args.index("--")] if "--" in args else args
-        values = [*options[1:], ""]
+        values = [*options[1:], ""][: len(options)]
         bare = [arg == "--wrap" and value not in _WRAPS for arg, value in zip(options, values, strict=True)]
         spelled = ["--wrap=on" if alone else arg for arg, alone in zip(options, bare, strict=True)]
         return super().parse_args(ctx, [*spelled, *args[len(options) :]])

@@ -292,6 +292,14 @@ def test_wrap_is_taken_bare_wherever_it_stands(photo: Path, tmp_path: Path, spel
     assert json.loads((tmp_path / "r.json").read_text())["config"]["wrap"] == "on"
 
 
+@pytest.mark.parametrize("named", ["upscale", "plan", "resume"])
+def test_a_command_without_arguments_says_what_it_needs(named: str) -> None:
+    result = dino_ray(named)
+    assert result.exit_code == 2
+    assert "Missing" in result.output
+    assert isinstance(result.exception, SystemExit)
+
+
 def test_a_terminal_keeps_a_line_per_finished_image_above_its_bars(photo: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "dino_ray.cli", "upscale", photo, photo.with_name("two.png"), "-o",
                f"{tmp_path}/{{stem}}.tif", *QUICK]  # fmt: skip
