@@ -117,6 +117,9 @@ class GrfDenoiser:
     def sigmas(self, denoise: float, steps: int, size: tuple[int, int]) -> Tensor:
         return torch.linspace(denoise, 0, steps + 1)
 
+    def save_memory(self) -> None:
+        return None
+
     def noised(self, latents: Tensor, noise: Tensor, sigma: float) -> Tensor:
         if self.noise_per_tile:
             digest = hashlib.sha256(noise.numpy().tobytes() + latents.numpy().tobytes()).digest()
