@@ -39,9 +39,9 @@ def test_an_order_arrives_as_it_was_given(name: str, result: str, size: int, str
     image = (Source(name, "x/" + name, size), Target(result, "y/" + result, sent=True))
     order = Order("00ff00ff", (image,), {"scale": 3.0}, strict=strict)
     assert Order.from_json(order.to_json()) == order
-    ((source, target),) = order.pairs("/work")
-    assert source.startswith("/work/in/0/")
-    assert target.startswith("/work/out/0/")
+    ((source, target),) = order.pairs("/job")
+    assert source.startswith("/job/in/0/")
+    assert target.startswith("/job/out/0/")
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "..", ".", "", "a/b", "a\\b", "a\0b"])
