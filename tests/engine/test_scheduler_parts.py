@@ -129,6 +129,25 @@ def test_merges_share_out_what_waits_and_none_is_too_large(
     assert sorted(seen) == list(range(columns))
 
 
+def test_while_tiles_come_what_is_ready_goes_together_and_beside_another_merge_only_a_full_one() -> None:
+    merges, groups = Merges(), squares(40)
+    for cell in range(3):
+        merges.add(cell, groups[cell])
+    assert [cells for cells, _ in merges.start(4, patient=True)] == [(0, 1, 2)], (
+        "nothing is gained by waiting"
+    )
+    for cell in range(3, MOST_TILES):
+        merges.add(cell, groups[cell])
+        started = merges.start(4, patient=True)
+        if started:
+            break
+    ((_, tiles),) = started
+    assert len(tiles) == MOST_TILES
+    merges.add(30, groups[30])
+    assert merges.start(4, patient=True) == []
+    assert [cells for cells, _ in merges.start(4)] == [(30,)]
+
+
 def test_a_cell_whose_merge_was_lost_goes_alone() -> None:
     merges = Merges()
     for cell, tiles in enumerate(squares(6)):

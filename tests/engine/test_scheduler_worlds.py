@@ -9,6 +9,8 @@ from worlds import Habits, World, poisoned
 from dino_ray.engine.protocol import TilesDone, TilesLost, TilesStarted
 from dino_ray.engine.scheduler import CALLS_PER_REPLICA
 from dino_ray.engine.scheduler.blame import WITNESSES
+from dino_ray.engine.scheduler.calls import FULL_MERGES
+from dino_ray.engine.scheduler.merges import MOST_BYTES
 from dino_ray.plan.geometry import Grid, make_grid
 
 grids = st.builds(
@@ -73,16 +75,18 @@ def test_cancelled_calls_that_go_on_as_if_nothing_had_been_said_do_no_harm(
     assert every_cell_once(world)
 
 
-@given(grids, pools, seeds, batches, st.booleans())
+@given(grids, pools, seeds, batches, st.booleans(), st.integers(1, 4))
 def test_the_tiles_alive_at_once_stay_within_the_plans_bound(
-    grid: Grid, pool: list[float], seed: int, batch: int, calm: bool
+    grid: Grid, pool: list[float], seed: int, batch: int, calm: bool, in_a_merge: int
 ) -> None:
-    world = World(
-        grid, pool, seed, Habits() if calm else Habits(dies=0.05, hangs=0.02, merge_lost=0.05), batch
-    )
+    habits = Habits() if calm else Habits(dies=0.05, hangs=0.02, merge_lost=0.05)
+    world = World(grid, pool, seed, habits, batch, tile_bytes=MOST_BYTES // in_a_merge)
     world.run()
     witnesses = 0 if calm else WITNESSES
-    assert world.most_alive <= grid.max_waiting() + CALLS_PER_REPLICA * len(pool) * batch + witnesses
+    in_merges = FULL_MERGES * in_a_merge
+    assert world.most_alive <= (
+        grid.max_waiting() + CALLS_PER_REPLICA * len(pool) * batch + in_merges + witnesses
+    )
 
 
 @given(grids, pools, seeds, batches)

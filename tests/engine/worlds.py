@@ -97,7 +97,7 @@ class World:
 
     def __init__(
         self, grid: Grid, slowness: list[float], seed: int = 0, habits: Habits | None = None, batch: int = 1,
-        cells_done: tuple[int, ...] = (),
+        cells_done: tuple[int, ...] = (), tile_bytes: int = 0,
     ) -> None:  # fmt: skip
         self.grid, self.habits, self.dice = grid, habits or Habits(), random.Random(seed)
         self.actors = dict(enumerate(Actor(slow) for slow in slowness))
@@ -105,7 +105,9 @@ class World:
         self.now = 0.0
         self.events: list[tuple[float, int, Callable[[], None]]] = []
         self.sequence = 0
-        self.scheduler = Scheduler(grid, batch=batch, cells_done=cells_done, ready=self.actors, now=0.0)
+        self.scheduler = Scheduler(
+            grid, batch=batch, cells_done=cells_done, ready=self.actors, tile_bytes=tile_bytes, now=0.0
+        )
         self.merged: Counter[int] = Counter(cells_done)
         self.merging: list[tuple[int, ...]] = []
         self.told: list[Event] = []

@@ -10,9 +10,13 @@ from dino_ray.engine.scheduler.pool import Flight, Place, Pool, State
 from dino_ray.engine.scheduler.stragglers import moves
 from dino_ray.engine.scheduler.work import Piece, Work
 
+FULL_MERGES = 2
+"""So many may be full of tiles, one under way and one that gathers, beside those that the plan's order and the
+replicas need."""
+
 MERGES_BEHIND = 1
-"""Merges per replica that may wait for their turn before no more tiles are started: a store full of tiles that
-merges are too slow for helps nobody."""
+"""Tiles per replica that may wait for a merge, beside those that fill one, before no more are started: a store full of
+tiles that merges are too slow for helps nobody."""
 
 
 class Calls:
@@ -38,6 +42,8 @@ class Calls:
         """By the number of their call, until they are heard of."""
         self.started = 0
         self.copies = 0
+        self.held_up = False
+        """Whether a replica has room for a call that waits for merges."""
 
     # ---- sent
 
@@ -45,10 +51,14 @@ class Calls:
         """Start what is queued: earliest tiles first, each on the replica that would end it first."""
         passed: list[Piece] = []
         suspects: list[Piece] = []
+        self.held_up = False
         while places := self._pool.open(now):
             piece = self._work.earliest()
             room = WITNESSES if suspects else 0  # else a small layout would soon have none
-            if piece is None or (not piece.started and self._has_enough_alive(piece, room)):
+            if piece is None:
+                break
+            if not piece.started and self._has_enough_alive(piece, room):
+                self.held_up = True
                 break
             self._work.take()
             if blame.waits_for_witnesses(piece.record):
@@ -73,11 +83,12 @@ class Calls:
 
     def _has_enough_alive(self, piece: Piece, room: int) -> bool:
         replicas = max(1, self._pool.size)
-        # As many tiles as must wait for their neighbours in the best order, and those in flight: fewer could stand
-        # still, more would only fill the store.
+        # As many tiles as must wait for their neighbours in the best order, those in flight, and those that are being
+        # merged: fewer could stand still, more would only fill the store.
+        full = self._merges.most_tiles
         limit = self._max_waiting + self._pool.calls_per_replica * replicas * self._batch + room
-        too_many = self._work.alive + len(piece.tiles) > limit
-        return too_many or self._merges.waiting > MERGES_BEHIND * replicas
+        too_many = self._work.alive + len(piece.tiles) > limit + FULL_MERGES * full
+        return too_many or self._merges.tiles_waiting > full + MERGES_BEHIND * replicas
 
     def _start_on_best(self, piece: Piece, places: list[Place], now: float) -> bool:
         place = self._pool.choose(places, piece, now)

@@ -287,8 +287,11 @@ class Scheduler:
         if verdict is not None and not self.done:
             self._stop(f"{verdict}: {self.describe(now)}", stuck=True)
         self._look_after_late_calls(now)
-        self._start_merges(merges_at_once)
+        self._start_merges(merges_at_once, patient=bool(self._calls.in_flight))
         self._calls.start_queued(self._blame, now)
+        if self._calls.held_up:
+            self._start_merges(merges_at_once, patient=False)
+            self._calls.start_queued(self._blame, now)
         self._calls.help_out(now)
         decisions = self._decisions.copy()
         self._decisions.clear()
@@ -304,8 +307,8 @@ class Scheduler:
             soonest = min(soonest, self._pace.typical() * self._batch / LOOKS_PER_CALL or LOOK_S)
         return max(soonest, LEAST_LOOK_S)
 
-    def _start_merges(self, at_once: int) -> None:
-        for cells, tiles in self._merges.start(self._pressure.merges(at_once)):
+    def _start_merges(self, at_once: int, *, patient: bool) -> None:
+        for cells, tiles in self._merges.start(self._pressure.merges(at_once), patient=patient):
             self._decisions.append(Merge(cells, self._work.pixels(tiles)))
 
     def _look_after_late_calls(self, now: float) -> None:

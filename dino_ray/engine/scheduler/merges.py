@@ -26,7 +26,8 @@ class Merges:
     """
 
     def __init__(self, tile_bytes: int = 0) -> None:
-        self._most_tiles = min(MOST_TILES, MOST_BYTES // tile_bytes if tile_bytes else MOST_TILES)
+        self.most_tiles = max(1, min(MOST_TILES, MOST_BYTES // tile_bytes if tile_bytes else MOST_TILES))
+        """In one merge of several groups of cells."""
         self._waiting: dict[Tiles, dict[int, None]] = {}  # both oldest first
         self._by_tile: dict[int, dict[Tiles, None]] = {}
         self._running: dict[int, int] = {}  # cell to the number of its merge
@@ -39,6 +40,11 @@ class Merges:
     def waiting(self) -> int:
         """Groups of cells that wait for a merge."""
         return len(self._waiting)
+
+    @property
+    def tiles_waiting(self) -> int:
+        """Tiles that those groups are made of."""
+        return len(self._by_tile)
 
     @property
     def in_flight(self) -> int:
@@ -73,14 +79,22 @@ class Merges:
         self.failures[cell] = self.failures.get(cell, 0) + 1
         return self.failures[cell]
 
-    def start(self, at_once: int) -> list[tuple[tuple[int, ...], Tiles]]:
+    def start(self, at_once: int, *, patient: bool = False) -> list[tuple[tuple[int, ...], Tiles]]:
         """Cells and tiles of the merges to start now, with no more than ``at_once`` in flight.
 
         Where there is room for all groups that wait, each goes alone, which is fastest. Where not, they are shared
         out among the merges that there is room for: first the one that waits longest, then those that share tiles
         with it, then those that come next.
+
+        Parameters
+        ----------
+        patient
+            More tiles are about to come. What waits goes together then, and while a merge is in flight, only as much
+            as fills one: starting a merge costs more than merging a small tile does.
         """
         room = at_once - self.in_flight
+        if patient:
+            room = min(room, max(self.tiles_waiting // self.most_tiles, 1 - self.in_flight))
         if room <= 0 or not self._waiting:
             return []
         share = -(-len(self._waiting) // room)
@@ -109,7 +123,7 @@ class Merges:
             fitting = (
                 tiles
                 for tiles in self._near(union)
-                if len(union.keys() | tiles) <= self._most_tiles
+                if len(union.keys() | tiles) <= self.most_tiles
                 and not self._failed_before(self._waiting[tiles])
             )
             if (tiles := next(fitting, None)) is None:
