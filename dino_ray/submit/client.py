@@ -91,7 +91,7 @@ def prepare(request: Request, address: str) -> Prepared:
     staged = f"{storage}/{job}" if storage is not None else None
     sources = [_source(path, n, request.means, staged) for n, (path, _) in enumerate(pairs)]
     targets = [_target(result, n, request.means, staged) for n, (_, result) in enumerate(pairs)]
-    given = {name: getattr(request.config, name) for name in sorted(request.config.model_fields_set)}
+    given = request.config.model_dump(mode="json", exclude_unset=True)
     options = for_cluster(given, request.means, [result for _, result in pairs])
     places_there = [*(source.place for source in sources), *(target.place for target in targets)]
     if staged is not None and "job_dir" not in options and any(_is_staged(t.place, staged) for t in targets):
@@ -107,9 +107,7 @@ def prepare(request: Request, address: str) -> Prepared:
         else None
         for target in targets
     )
-    report = request.report
-    if report is not None and not places.is_url(report):
-        report = os.path.abspath(report)
+    report = record.report_place(request.report)
     return Prepared(
         order,
         record.Record(job, address, homes, staged, report, several=len(request.images) > 1),
@@ -261,6 +259,7 @@ def _metadata(order: Order) -> dict[str, str]:
         "dino_ray": __version__,
         "image": os.path.basename(source.shown.rstrip("/"))[:_NAMED_LENGTH] + more,
         "output": os.path.basename(target.shown.rstrip("/"))[:_NAMED_LENGTH] + more,
+        "images": str(len(order.images)),
     }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -177,7 +176,7 @@ def _recorded(job: str, address: str | None, output: str | None, report: Path | 
     if address is not None or not found.address:
         found = replace(found, address=connection.named(address))
     if report is not None:
-        found = replace(found, report=os.path.abspath(report))
+        found = replace(found, report=record.report_place(str(report)))
     return found if output is None else replace(found, elsewhere=output)
 
 

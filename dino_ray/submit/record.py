@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dino_ray.errors import UsageError, describe_error
-from dino_ray.places import write_local
+from dino_ray.places import is_url, write_local
 
 _JOB = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
@@ -96,6 +96,11 @@ class Record:
         """Remove it; the job is over and done with."""
         with contextlib.suppress(OSError):
             _path(self.job).unlink()
+
+
+def report_place(named: str | None) -> str | None:
+    """Where a report goes, whatever folder the command is in that comes back for it."""
+    return named if named is None or is_url(named) else os.path.abspath(named)
 
 
 def find(job: str) -> Record | None:

@@ -84,7 +84,9 @@ def _status(job: JobState, dashboard: Dashboard, now: float) -> JobStatus:
     state = _STATES[job.state]
     if job.state == "RUNNING" and told.to_fetch:
         state = _TO_FETCH
-    standing = told.standing or notes.Standing("starting")
+    images = _count(job.metadata.get("images", ""))
+    images_done = images if job.state == "SUCCEEDED" else 0
+    standing = told.standing or notes.Standing("starting", images_done, images)
     started = job.started or now
     return JobStatus(
         job=job.id,
@@ -101,6 +103,11 @@ def _status(job: JobState, dashboard: Dashboard, now: float) -> JobStatus:
         wall_s=round((job.ended or now) - started, 1),
         reason=(told.reason or _last_line(job.message)) if job.state == "FAILED" else "",
     )
+
+
+def _count(text: str) -> int:
+    """The number of images as the job's metadata have it; jobs of older clients say none."""
+    return int(text) if text.isascii() and text.isdigit() else 1
 
 
 def _last_line(text: str) -> str:

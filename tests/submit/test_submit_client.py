@@ -1,0 +1,84 @@
+"""What the user's machine makes of a command: the order it sends, and what it says of jobs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from PIL import Image
+
+from dino_ray.config import UpscaleConfig
+from dino_ray.inputs import Input
+from dino_ray.submit import client, record, routes
+from dino_ray.submit.dashboard import Dashboard, JobState
+from dino_ray.submit.order import Order
+from dino_ray.submit.status import jobs
+
+
+@pytest.mark.parametrize("workers", [4, "2:16", "auto"])
+def test_options_arrive_as_they_were_given(tmp_path: Path, workers: int | str) -> None:
+    Image.new("RGB", (40, 30)).save(tmp_path / "photo.png")
+    given = UpscaleConfig.model_validate(
+        {
+            "model": "none",
+            "scale": 3,
+            "workers": workers,
+            "gpus_per_worker": 0.5,
+            "wrap": "on",
+            "format": "tiff",
+        }
+    )
+    request = client.Request(
+        [Input(str(tmp_path / "photo.png"))],
+        [str(tmp_path / "out.tif")],
+        given,
+        routes.means(False, (), None),
+    )
+    prepared = client.prepare(request, "http://head:8265")
+    there = Order.from_json(prepared.order.to_json())
+    arrived = UpscaleConfig.model_validate(dict(there.config))
+    assert arrived.model_copy(update={"shared": given.shared}) == given
+    assert arrived.model_fields_set == given.model_fields_set | {"shared"}  # what was left open stays open
+
+
+@pytest.mark.parametrize("named", ["s3://bucket/report.json", "https://host/report.json"])
+def test_a_report_behind_an_address_is_no_path(named: str) -> None:
+    assert record.report_place(named) == named
+
+
+def test_a_report_goes_to_the_folder_of_the_command_that_named_it() -> None:
+    assert record.report_place("report.json") == os.path.abspath("report.json")
+    assert record.report_place(None) is None
+
+
+class _Jobs:
+    """A dashboard that knows one job, whose log is empty."""
+
+    def __init__(self, state: str, metadata: Mapping[str, str]) -> None:
+        self._job = JobState("upscale-a-1", state, metadata={"dino_ray": "0.1.0", **metadata})
+
+    def jobs(self) -> list[JobState]:
+        return [self._job]
+
+    def last_lines(self, job: JobState, count: int) -> list[str]:
+        return []
+
+
+@pytest.mark.parametrize(
+    ("state", "metadata", "done", "images"),
+    [
+        ("SUCCEEDED", {"images": "3"}, 3, 3),
+        ("STOPPED", {"images": "3"}, 0, 3),
+        ("PENDING", {"images": "3"}, 0, 3),
+        ("SUCCEEDED", {}, 1, 1),
+        ("SUCCEEDED", {"images": "many"}, 1, 1),
+    ],
+)
+def test_a_job_that_is_done_has_done_all_of_its_images(
+    state: str, metadata: dict[str, Any], done: int, images: int
+) -> None:
+    (status,) = jobs(cast(Dashboard, _Jobs(state, metadata)))
+    assert (status.images_done, status.images) == (done, images)
