@@ -161,7 +161,7 @@ def test_a_replica_still_at_a_former_images_call_is_ready_when_that_has_ended(
 def test_actors_have_names_that_people_can_read(ray_here: None) -> None:
     with RayEngine(shade(), least=2, most=2) as engine:
         wait_for(engine, lambda events: sum(isinstance(e, ReplicaLoading) for e in events) == 1)
-        assert re.match(r"machines: 1; replicas: .*(1 starts|1 prepares the image)", engine.describe())
+        assert re.match(r"machines: 1; replicas: .*(1 starting|1 preparing the image)", engine.describe())
         job = ray.get_runtime_context().get_job_id()
         for replica in engine.members:
             ray.get_actor(f"dino-ray/{job}/replica {replica}", namespace="dino-ray")

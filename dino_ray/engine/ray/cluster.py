@@ -64,8 +64,6 @@ def connect(address: str) -> bool:
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address == "local":
         options["include_dashboard"] = False  # nobody looks at it, and it would listen
-        # Once the driver is killed, so is its head; Ray's agents would look for that for a minute before they end.
-        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
         folder = session_folder()
         if folder is not None:
             options["_temp_dir"] = str(folder.path)

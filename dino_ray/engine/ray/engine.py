@@ -51,6 +51,9 @@ ARRIVAL_S = 1800.0
 MOST_MERGES = 8
 """In flight on one node, each in a process of its own: more would wait for its memory and its disk."""
 
+MERGES = max(2, min(os.cpu_count() or 1, MOST_MERGES))
+"""On one node; others are taken to be like the driver's."""
+
 
 @dataclass(frozen=True)
 class _Shared:
@@ -157,7 +160,7 @@ class RayEngine:
 
     @property
     def merges_at_once(self) -> int:
-        return max(2, min(os.cpu_count() or 1, MOST_MERGES)) * self._merge_nodes
+        return MERGES * self._merge_nodes
 
     @property
     def members(self) -> dict[int, Member]:

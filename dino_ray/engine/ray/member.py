@@ -13,13 +13,13 @@ from dino_ray.engine.ray.inflight import Ref
 class Standing(Enum):
     """How far a replica is."""
 
-    SCOUT = "waits for a machine"
-    STARTING = "starts"
-    HELD = "prepares the image"
-    LOADING = "loads"
+    SCOUT = "wait for a machine"
+    STARTING = "starting"
+    HELD = "preparing the image"
+    LOADING = "loading"
     READY = "ready"
-    SETTLING = "ends a former image's call"
-    LEAVING = "leaves"
+    SETTLING = "ending a former image's call"
+    LEAVING = "leaving"
 
 
 @dataclass

@@ -71,6 +71,8 @@ class RayReplica(Replica):
         What Ray's dashboard is to call it.
     """
 
+    _name = "replica"  # Ray asks for it even where making the replica failed
+
     def __init__(self, spec: ReplicaSpec, name: str) -> None:
         super().__init__(spec)
         self._name = name
