@@ -107,10 +107,18 @@ def prepare(request: Request, address: str) -> Prepared:
         else None
         for target in targets
     )
-    report = record.report_place(request.report)
+    remembered = record.Record(
+        job,
+        address,
+        homes,
+        staged,
+        report=record.report_place(request.report),
+        several=len(request.images) > 1,
+        refused=tuple((name, str(error)) for name, error in failures),
+    )
     return Prepared(
         order,
-        record.Record(job, address, homes, staged, report, several=len(request.images) > 1),
+        remembered,
         [(n, pairs[n][0]) for n, source in enumerate(sources) if source.size is not None],
         [(pairs[n][0], source.place) for n, source in enumerate(sources) if _is_staged(source.place, staged)],
         _environment(request.env),

@@ -35,6 +35,8 @@ class Record:
         Where the run report goes.
     several
         Whether the command named several images, so that the report is a list.
+    refused
+        Images that were not sent, and why; the report names them.
     elsewhere
         A file or a folder that the user names instead of the targets, when coming back to the job.
     """
@@ -45,6 +47,7 @@ class Record:
     staged: str | None = None
     report: str | None = None
     several: bool = False
+    refused: tuple[tuple[str, str], ...] = ()
     elsewhere: str | None = None
 
     def home(self, image: int, shown: str, images: int) -> Path | None:
@@ -116,7 +119,8 @@ def find(job: str) -> Record | None:
     path = _path(job)
     try:
         raw = json.loads(path.read_bytes())
-        return Record(**{**raw, "targets": tuple(raw["targets"])})
+        refused = tuple((name, why) for name, why in raw.get("refused", ()))
+        return Record(**{**raw, "targets": tuple(raw["targets"]), "refused": refused})
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:

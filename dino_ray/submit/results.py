@@ -123,5 +123,6 @@ def write_report(remembered: Record, told: Told) -> None:
         {"source": told.name_of(alone if failed.image is None else failed.image) or "", "error": failed.text}
         for failed in told.failures
     ]
+    said += [{"source": name, "error": why} for name, why in remembered.refused]
     body = json.dumps(said if remembered.several else said[0], indent=2, ensure_ascii=False)
     write_whole(remembered.report, (body + "\n").encode(errors="backslashreplace"), "--report")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import pytest
 from PIL import Image
@@ -13,8 +14,10 @@ from PIL import Image
 from dino_ray.config import UpscaleConfig
 from dino_ray.inputs import Input
 from dino_ray.submit import client, record, routes
-from dino_ray.submit.dashboard import Dashboard, JobState
+from dino_ray.submit.dashboard import Dashboard, JobState, State
+from dino_ray.submit.follow import Told
 from dino_ray.submit.order import Order
+from dino_ray.submit.results import write_report
 from dino_ray.submit.status import jobs
 
 
@@ -26,7 +29,6 @@ def test_options_arrive_as_they_were_given(tmp_path: Path, workers: int | str) -
             "model": "none",
             "scale": 3,
             "workers": workers,
-            "gpus_per_worker": 0.5,
             "wrap": "on",
             "format": "tiff",
         }
@@ -54,10 +56,33 @@ def test_a_report_goes_to_the_folder_of_the_command_that_named_it() -> None:
     assert record.report_place(None) is None
 
 
+def test_images_that_were_not_sent_are_in_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    Image.new("RGB", (40, 30)).save(tmp_path / "photo.png")
+    absent = str(tmp_path / "absent.png")
+    request = client.Request(
+        [Input(str(tmp_path / "photo.png")), Input(absent)],
+        [str(tmp_path / "1.tif"), str(tmp_path / "2.tif")],
+        UpscaleConfig(model="none"),
+        routes.means(False, (), None),
+        report=str(tmp_path / "report.json"),
+    )
+    prepared = client.prepare(request, "http://head:8265")
+    prepared.record.save()
+    remembered = record.find(prepared.record.job)  # by another command, which comes back to the job
+    assert remembered == prepared.record
+    told = Told(images=[("photo.png", "1.tif")], reports={0: {"source": "photo.png"}})
+    write_report(remembered, told)
+    done, failed = json.loads((tmp_path / "report.json").read_text())
+    assert done == {"source": "photo.png"}
+    assert failed["source"] == absent
+    assert "no such file" in failed["error"]
+
+
 class _Jobs:
     """A dashboard that knows one job, whose log is empty."""
 
-    def __init__(self, state: str, metadata: Mapping[str, str]) -> None:
+    def __init__(self, state: State, metadata: Mapping[str, str]) -> None:
         self._job = JobState("upscale-a-1", state, metadata={"dino_ray": "0.1.0", **metadata})
 
     def jobs(self) -> list[JobState]:
@@ -78,7 +103,7 @@ class _Jobs:
     ],
 )
 def test_a_job_that_is_done_has_done_all_of_its_images(
-    state: str, metadata: dict[str, Any], done: int, images: int
+    state: State, metadata: dict[str, str], done: int, images: int
 ) -> None:
     (status,) = jobs(cast(Dashboard, _Jobs(state, metadata)))
     assert (status.images_done, status.images) == (done, images)
