@@ -61,17 +61,22 @@ def drive(
     shared = engine.share(task)
     try:
         _check_somebody_is_left(engine)
+        patience = (
+            0.0  # first, how those that are ready came to be so: later, it would look like news of their end
+        )
         while not scheduler.done:
-            now = clock()
-            for decision in scheduler.decide(now, engine.merges_at_once):
-                _perform(decision, engine, shared, guide, listen)
-            events = engine.wait(scheduler.patience(now))
+            events = engine.wait(patience)
             now = clock()
             for event in events:
                 for told in scheduler.hear(event, now):
                     listen(told)
                 if isinstance(event, ReplicaLost):
                     _check_somebody_is_left(engine)
+            if scheduler.done:
+                break
+            for decision in scheduler.decide(now, engine.merges_at_once):
+                _perform(decision, engine, shared, guide, listen)
+            patience = scheduler.patience(now)
         for told in scheduler.abandon():
             listen(told)
     finally:

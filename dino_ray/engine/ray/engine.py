@@ -35,7 +35,7 @@ from dino_ray.engine.ray.member import Member, Standing
 from dino_ray.engine.ray.nodes import Lookout, look
 from dino_ray.engine.ray.placement import replica_count, share_of
 from dino_ray.engine.ray.pool import Pool
-from dino_ray.engine.ray.traffic import Traffic
+from dino_ray.engine.ray.traffic import RID_S, Traffic
 from dino_ray.engine.ray.workers import CONTROL, FarSource, light, merge_task, nothing
 from dino_ray.errors import JobError, for_user
 
@@ -231,7 +231,8 @@ class RayEngine:
         return _Shared(self._shared, near, near if task.shared else ray.put(self._far(task)), task.shared)
 
     def dino_effect(self, task: Handle, guide: Handle, tile: int) -> DinoEffect:
-        if not self.ready:
+        # All of them may still be rid of calls of the image that has just ended, whose tiles others had first.
+        if not self._traffic.gather_until(lambda: bool(self.ready), RID_S):
             raise JobError("no replica is ready")
         member = self.members[min(self.ready)]
         effect = member.actor.dino_effect_here.remote(self._seen_from(member, task), guide, tile)

@@ -13,7 +13,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dino_ray.engine.protocol import Guide, ImageTask, Readable, ReplicaSpec, TileCall, Timings
+from dino_ray.engine.protocol import DinoEffect, Guide, ImageTask, Readable, ReplicaSpec, TileCall, Timings
 from dino_ray.engine.replica import Replica, merge
 from dino_ray.engine.watch import Cancelled, heed
 from dino_ray.errors import for_user
@@ -115,6 +115,10 @@ class RayReplica(Replica):
         image = self._await_image(number)
         pixels, timings = self.refine(image.task, image.guide, call, asked_to_stop)
         return (*pixels, timings)
+
+    @sendable
+    def dino_effect_here(self, task: ImageTask, guide: Guide, tile: int) -> DinoEffect:
+        return self.dino_effect(task, guide, tile)
 
     def _await_image(self, number: int) -> _Image:
         while True:
