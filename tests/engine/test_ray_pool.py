@@ -32,6 +32,14 @@ from dino_ray.engine.protocol import (
     TilesLost,
 )
 from dino_ray.engine.ray import RayEngine
+from dino_ray.engine.ray.faults import Failure
+from dino_ray.engine.ray.inflight import Copy, Entry, Pixels, Ref, Store
+from dino_ray.engine.ray.member import Member, Standing
+from dino_ray.engine.ray.nodes import Lookout
+from dino_ray.engine.ray.placement import Node, Resources, Share
+from dino_ray.engine.ray.pool import Pool
+from dino_ray.engine.ray.traffic import Traffic
+from dino_ray.engine.ray.workers import light
 
 pytestmark = [pytest.mark.ray]
 
@@ -165,3 +173,35 @@ def test_actors_have_names_that_people_can_read(ray_here: None) -> None:
         job = ray.get_runtime_context().get_job_id()
         for replica in engine.members:
             ray.get_actor(f"dino-ray/{job}/replica {replica}", namespace="dino-ray")
+
+
+def member(number: int, node: str, standing: Standing) -> Member:
+    return Member(number, node, node, None, held=False, standing=standing)
+
+
+def test_there_is_hope_while_a_lost_machine_may_be_trusted_again(ray_here: None) -> None:
+    bare, well = (Node(name, name, Resources(cpus=1, gpus=0)) for name in ("bare", "well"))
+    pool = Pool(shade(), Share(gpus=0, cpus=1), 1, 2, "1", {}, grows=False)
+    pool.see([bare, well])
+    pool.members = {0: member(0, "bare", Standing.LOADING), 1: member(1, "well", Standing.READY)}
+    pool.fall(1, Failure("node", "it does not answer"))
+    pool.fall(0, Failure("raised", "no such weights"))
+    assert pool.hopeless is None
+    pool.see([bare])
+    assert pool.hopeless == "bare: no such weights"
+
+
+def lose() -> None:
+    os._exit(1)
+
+
+def test_a_tile_whose_copy_failed_is_where_it_was(ray_here: None) -> None:
+    original, copy = ray.put("pixels"), light(lose, "rescue").remote()
+    pixels = Pixels(copy, "here")
+    pending: dict[Ref, Entry] = {copy: Copy("there", pixels, original)}
+    lookout = Lookout()
+    pool = Pool(shade(), Share(gpus=0, cpus=1), 1, 1, "1", pending, grows=False)
+    traffic = Traffic(pool, pending, Store("here"), lookout)
+    assert traffic.gather_until(lambda: not pending, PATIENCE_S)
+    lookout.close()
+    assert (pixels.ref, pixels.node) == (original, "there")

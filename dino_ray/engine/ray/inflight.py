@@ -86,6 +86,12 @@ class Copy:
     """Pixels are copied from a node that is about to go; what waits for them waits for the copy."""
 
     node: str
+    pixels: Pixels
+    original: Ref
+
+    def failed(self) -> None:
+        """Without a copy, the original is what there is, or what is found to be lost."""
+        self.pixels.ref, self.pixels.node = self.original, self.node
 
 
 Entry = Start | Load | Preparation | Beginning | Tiles | Merge | Copy
@@ -125,13 +131,14 @@ class Store:
             self._kept.setdefault(node, WeakSet()).update(kept)
         return kept
 
-    def evacuate(self, node: str) -> list[Ref]:
+    def evacuate(self, node: str) -> dict[Ref, Entry]:
         """Start to copy what lies on a node; returns what ends when that is done."""
-        copies = []
+        copies: dict[Ref, Entry] = {}
         for pixels in list(self._kept.pop(node, ())):
+            copy = Copy(node, pixels, pixels.ref)
             pixels.ref = light(copy_task, "rescue", self.refuge).remote(pixels.ref)
             pixels.node = self.refuge
-            copies.append(pixels.ref)
+            copies[pixels.ref] = copy
         return copies
 
 

@@ -121,8 +121,10 @@ class Pool:
 
     @property
     def hopeless(self) -> str | None:
-        """The reason why no replica is left, if that was the model; machines may come back."""
+        """The reason why no replica is left, if that was the model; machines may come back, or be trusted again."""
         if self.replicas or not self._unfit or (self._grows and self._ever_ready):
+            return None
+        if any(node.id not in self._unfit and self._share.goes_into(node.total) for node in self._nodes):
             return None
         return "; ".join(dict.fromkeys(self._unfit.values()))
 

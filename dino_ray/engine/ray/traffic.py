@@ -201,7 +201,7 @@ class Traffic:
         )
 
     def _evacuate(self, node: str) -> None:
-        self._pending.update(dict.fromkeys(self._store.evacuate(node), Copy(node)))
+        self._pending.update(self._store.evacuate(node))
 
     def _end(self, ref: Ref, entry: Entry, value: Any) -> None:
         failure = understand(value) if isinstance(value, Exception) else None
@@ -224,6 +224,8 @@ class Traffic:
                 self._end_tiles(ref, entry, value, failure)
             case Merge(cells):
                 self._end_merge(cells, value, failure)
+            case Copy() if failure is not None:
+                entry.failed()
             case _:
                 pass
 
