@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 import click
 
 from dino_ray.errors import DinoRayError
-from dino_ray.places import is_url
+from dino_ray.places import is_url, local_path
 from dino_ray.stopping import INTERRUPTED, interrupt
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def command(function: Command) -> Command:
 
 def _place(ctx: click.Context, param: click.Parameter, value: str | None) -> str | Path | None:
     """A path as such; an address, which a path would spoil, as it is."""
-    return value if value is None or is_url(value) else Path(value)
+    return value if value is None or is_url(value) else local_path(value)
 
 
 report_option = click.option(

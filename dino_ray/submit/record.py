@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dino_ray.errors import UsageError, describe_error
-from dino_ray.places import is_url, write_local
+from dino_ray.places import is_url, local_path, write_local
 
 _JOB = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
@@ -103,7 +103,7 @@ class Record:
 
 def report_place(named: str | None) -> str | None:
     """Where a report goes, whatever folder the command is in that comes back for it."""
-    return named if named is None or is_url(named) else os.path.abspath(named)
+    return named if named is None or is_url(named) else os.path.abspath(local_path(named))
 
 
 def find(job: str) -> Record | None:

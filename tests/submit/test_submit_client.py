@@ -53,6 +53,7 @@ def test_a_report_behind_an_address_is_no_path(named: str) -> None:
 
 def test_a_report_goes_to_the_folder_of_the_command_that_named_it() -> None:
     assert record.report_place("report.json") == os.path.abspath("report.json")
+    assert record.report_place("file:///data/a%20report.json") == "/data/a report.json"
     assert record.report_place(None) is None
 
 
