@@ -40,6 +40,7 @@ from dino_ray.engine.ray.placement import Node, Resources, Share
 from dino_ray.engine.ray.pool import Pool
 from dino_ray.engine.ray.traffic import Traffic
 from dino_ray.engine.ray.workers import light
+from dino_ray.errors import JobError
 
 pytestmark = [pytest.mark.ray]
 
@@ -205,3 +206,28 @@ def test_a_tile_whose_copy_failed_is_where_it_was(ray_here: None) -> None:
     assert traffic.gather_until(lambda: not pending, PATIENCE_S)
     lookout.close()
     assert (pixels.ref, pixels.node) == (original, "there")
+
+
+@ray.remote(num_cpus=2)
+class Neighbour:
+    def sits(self) -> None:
+        pass
+
+
+def test_who_waits_for_others_resources_is_told_and_does_not_wait_for_ever(
+    ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    neighbour = Neighbour.remote()
+    ray.get(neighbour.sits.remote())
+    monkeypatch.setattr("dino_ray.engine.ray.engine.TOLD_S", 0.1)
+    monkeypatch.setattr("dino_ray.engine.ray.engine.PLACEMENT_S", 1.0)
+    try:
+        with (
+            caplog.at_level("INFO", logger="dino_ray"),
+            RayEngine(shade()) as engine,
+            pytest.raises(JobError, match="others hold this Ray's resources"),
+        ):
+            engine.prepare(make_task(tmp_path))
+    finally:
+        ray.kill(neighbour)
+    assert "waiting for a first replica" in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
@@ -39,11 +40,16 @@ from dino_ray.engine.ray.traffic import RID_S, Traffic
 from dino_ray.engine.ray.workers import CONTROL, FarSource, light, merge_task, nothing
 from dino_ray.errors import JobError, for_user
 
+log = logging.getLogger(__name__)
+
 PREPARATIONS = 4
 """Replicas that may be lost over the preparation of one image."""
 
 PLACEMENT_S = 300.0
 """Longer than any machine takes to start a process: the cluster's resources are held by somebody else."""
+
+TOLD_S = 20.0
+"""A start takes less on most machines; whoever waits longer is told so."""
 
 ARRIVAL_S = 1800.0
 """Longer than clouds take to bring a machine that they have."""
@@ -208,7 +214,16 @@ class RayEngine:
 
         grows = bool(self._pool.at(Standing.SCOUT))
         patience = ARRIVAL_S if grows else PLACEMENT_S
-        if not self._traffic.gather_until(is_found, patience):
+        told_s = min(TOLD_S, patience)
+        if self._traffic.gather_until(is_found, told_s):
+            return found[0]
+        log.info(
+            "waiting for a first replica, up to %.0f s (%s); "
+            "where others hold this Ray's resources, it starts after them",
+            patience,
+            self.describe(),
+        )
+        if not self._traffic.gather_until(is_found, patience - told_s):
             raise JobError(
                 f"no replica could be placed within {patience:.0f} s: "
                 + (
