@@ -148,7 +148,7 @@ class LocalEngine:
         pixels = {tile: cast(np.ndarray, handle) for tile, handle in tiles}
 
         def run(cell: int) -> EngineEvent:
-            return CellDone(cell, merge(cast(ImageTask, task), cell, pixels))
+            return CellDone(cell, *merge(cast(ImageTask, task), [cell], pixels))
 
         self._queue.extend(_Waiting(partial(run, cell)) for cell in cells)
 

@@ -53,28 +53,13 @@ def ramp(width: int) -> NDArray[np.int32]:
     return levels
 
 
-def axis_weights(axis: Axis, i: int, lo: int, hi: int) -> NDArray[np.int32]:
-    """Weight of tile ``i`` along ``axis`` over canvas_px ``[lo, hi)``: (hi - lo,), 0 ... ``RAMP_ONE``.
-
-    On a closed axis tile ``i`` is one of many, a turn apart: the last tile is also tile -1, and weighs on the
-    left of the canvas as that one.
-    """
-    weights = np.full(hi - lo, RAMP_ONE if axis.starts_at_edge(i) else 0, np.int32)
-    if not axis.starts_at_edge(i):
-        weights += _seam(axis, i - 1, lo, hi)
-    if not axis.ends_at_edge(i):
-        weights -= _seam(axis, i, lo, hi)
-    return weights
-
-
-def _seam(axis: Axis, seam: int, lo: int, hi: int) -> NDArray[np.int32]:
-    """The ramp of one seam over ``[lo, hi)``: 0 before it, ``RAMP_ONE`` after it."""
-    start, stop = axis.ramp(seam)
-    a, b = (min(max(end, lo), hi) for end in (start, stop))
-    levels = np.zeros(hi - lo, np.int32)
-    levels[a - lo : b - lo] = ramp(stop - start)[max(a - start, 0) : max(b - start, 0)]
-    levels[b - lo :] = RAMP_ONE
-    return levels
+@lru_cache(maxsize=64)
+def _handover(width: int, bands: int) -> tuple[Sums, Sums]:
+    """What the tiles before and after a seam weigh along its ramp: (width * bands,) each, together ``RAMP_ONE``."""
+    rising = ramp(width).astype(np.uint32).repeat(bands)
+    falling = RAMP_ONE - rising
+    rising.flags.writeable = falling.flags.writeable = False
+    return falling, rising
 
 
 def blend(grid: Grid, cell: int, tiles: Mapping[int, Pixels]) -> Pixels:
@@ -131,23 +116,36 @@ def _blend_piece(
     if seams == 0:
         return first
     # Rows of pixels are flattened, so that numpy's inner loops run over more than the three channels.
-    x_weights = axis_weights(grid.xs, cols[0], x0, x1).repeat(first.shape[2])
-    y_weights = axis_weights(grid.ys, rows[0], y0, y1)[:, None]
-    lines = [_mix([_flat(window(row, col)) for col in cols], x_weights) for row in rows]
-    return _rounded(_mix(lines, y_weights), seams * _RAMP_BITS).reshape(first.shape)
+    lines = [_flat(window(row, cols[0])) for row in rows]
+    if len(cols) > 1:
+        weights = _weights(grid.xs, cols[0], x0, x1, first.shape[2])
+        lines = [
+            _mix(line, _flat(window(row, cols[1])), weights) for line, row in zip(lines, rows, strict=True)
+        ]
+    total = lines[0]
+    if len(rows) > 1:
+        falling, rising = _weights(grid.ys, rows[0], y0, y1, 1)
+        total = _mix(total, lines[1], (falling[:, None], rising[:, None]))
+    return _rounded(total, seams * _RAMP_BITS).reshape(first.shape)
+
+
+def _weights(axis: Axis, i: int, lo: int, hi: int, bands: int) -> tuple[Sums, Sums]:
+    """Of tiles ``i`` and ``i + 1`` over canvas_px ``[lo, hi)``, which lies within the ramp between them."""
+    start, stop = axis.ramp(i)
+    falling, rising = _handover(stop - start, bands)
+    within = slice((lo - start) * bands, (hi - start) * bands)
+    return falling[within], rising[within]
 
 
 def _flat(window: Pixels) -> Sums:
     return window.astype(np.uint32, order="C").reshape(len(window), -1)
 
 
-def _mix(parts: list[Sums], first_weights: NDArray[np.int32]) -> Sums:
-    """One part as it is; of two the sum, weighted to ``RAMP_ONE`` in all."""
-    if len(parts) == 1:
-        return parts[0]
-    first, second = parts
-    weights = first_weights.astype(np.uint32)
-    return first * weights + second * (RAMP_ONE - weights)
+def _mix(first: Sums, second: Sums, weights: tuple[Sums, Sums]) -> Sums:
+    """The sum of two parts, weighted to ``RAMP_ONE`` in all."""
+    mixed: Sums = first * weights[0]
+    mixed += second * weights[1]
+    return mixed
 
 
 def _rounded(total: Sums, bits: int) -> Pixels:

@@ -141,7 +141,7 @@ class Blender:
             self._tiles_missing[cell] -= 1
             if not self._tiles_missing[cell]:
                 tiles = {t: self._pixels[t] for t in self._grid.cell_tiles(cell)}
-                self._merging[self._threads.submit(merge, self._task, cell, tiles)] = cell
+                self._merging[self._threads.submit(merge, self._task, [cell], tiles)] = cell
         self._settle([future for future in self._merging if future.done()])
 
     def _settle(self, ended: Iterable[Future[Any]]) -> None:

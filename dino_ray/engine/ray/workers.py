@@ -184,8 +184,7 @@ def copy_task(value: T) -> T:
 @sendable
 def merge_task(task: ImageTask, cells: Sequence[int], numbers: Sequence[int], *pixels: Any) -> list[Timings]:
     keep_heap()
-    tiles = dict(zip(numbers, pixels, strict=True))
-    return [merge(task, cell, tiles) for cell in cells]
+    return merge(task, cells, dict(zip(numbers, pixels, strict=True)))
 
 
 def nothing() -> None:
