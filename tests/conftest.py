@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import sys
+
 import pytest
 from hypothesis import settings
 
@@ -17,6 +20,22 @@ def pytest_collection_modifyitems(items):
             for item in items:
                 if item.get_closest_marker("gpu"):
                     item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_tokens():
+    """Each module's Rays are told of tokens by that module alone: Ray leaves them in the environment, and remembers."""
+    before = {name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH")}
+    yield
+    after = {name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH")}
+    for name in after.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+    if "ray" in sys.modules:
+        from ray._raylet import AuthenticationTokenLoader, Config
+
+        Config.initialize("")
+        AuthenticationTokenLoader.instance().reset_cache()
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import pytest
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
 from dino_ray.engine.ray.cluster import connect
-from dino_ray.engine.ray.private import LOCK, PREFIX, SessionFolder, Token
+from dino_ray.engine.ray.private import LOCK, PREFIX, SessionFolder
 from dino_ray.errors import UsageError
 
 ENDING_S = 90.0
@@ -133,15 +133,22 @@ def test_a_folder_in_use_and_what_is_not_ours_are_not_swept(
     assert [path.name for path in folder.iterdir()] == [f"{PREFIX}letters"]
 
 
-def test_a_token_is_in_the_environment_only_while_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
-    token = Token()
-    assert os.environ["RAY_AUTH_MODE"] == "token"
-    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
-    token.withdraw()
-    assert os.environ["RAY_AUTH_MODE"] == "disabled"
-    assert "RAY_AUTH_TOKEN" not in os.environ
+TOKEN = """
+import os
+from dino_ray.engine.ray.private import Token
+token = Token()
+assert os.environ["RAY_AUTH_MODE"] == "token"
+assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+token.withdraw()
+assert os.environ["RAY_AUTH_MODE"] == "disabled"
+assert "RAY_AUTH_TOKEN" not in os.environ
+"""
+
+
+def test_a_token_is_in_the_environment_only_while_it_is_needed() -> None:
+    # In a process of its own: Ray remembers what it reads there, and other tests' Rays would be told otherwise.
+    here = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    subprocess.run([sys.executable, "-c", TOKEN], env=here | {"RAY_AUTH_MODE": "disabled"}, check=True)
 
 
 @pytest.mark.parametrize("address", ["ray://head:10001", "http://head:8265"])
