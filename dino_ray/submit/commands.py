@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -161,9 +162,16 @@ def _submit(
         click.echo(f"follow it with: dino-ray submit --follow {job}", err=True)
         code = 0
     else:
-        click.echo(f"submitted as {job}", err=True)
+        click.echo(_submitted(job, progress), err=True)
         code = _follow(prepared.record, progress)
     return max([code, *(error.exit_code for _, error in prepared.failures)])
+
+
+def _submitted(job: str, progress: str) -> str:
+    """The job's name; as JSON to those who read every line as such."""
+    if progress != "json":
+        return f"submitted as {job}"
+    return json.dumps({"event": "Submitted", "time": round(time.time(), 3), "job": job})
 
 
 def _recorded(job: str, address: str | None, output: str | None, report: Path | str | None) -> Record:

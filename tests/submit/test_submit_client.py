@@ -13,7 +13,7 @@ from PIL import Image
 
 from dino_ray.config import UpscaleConfig
 from dino_ray.inputs import Input
-from dino_ray.submit import client, record, routes
+from dino_ray.submit import client, commands, record, routes
 from dino_ray.submit.dashboard import Dashboard, JobState, State
 from dino_ray.submit.follow import Told
 from dino_ray.submit.order import Order
@@ -78,6 +78,11 @@ def test_images_that_were_not_sent_are_in_the_report(tmp_path: Path, monkeypatch
     assert done == {"source": "photo.png"}
     assert failed["source"] == absent
     assert "no such file" in failed["error"]
+
+
+def test_with_progress_as_json_the_name_is_json_too() -> None:
+    assert json.loads(commands._submitted("upscale-a-1", "json"))["job"] == "upscale-a-1"
+    assert commands._submitted("upscale-a-1", "auto") == "submitted as upscale-a-1"
 
 
 class _Jobs:
