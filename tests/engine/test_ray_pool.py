@@ -27,6 +27,7 @@ from dino_ray.engine.protocol import (
     ReplicaLost,
     ReplicaPlaced,
     ReplicaReady,
+    ReplicaSpec,
     TileCall,
     TilesDone,
     TilesLost,
@@ -41,6 +42,7 @@ from dino_ray.engine.ray.pool import Pool
 from dino_ray.engine.ray.traffic import Traffic
 from dino_ray.engine.ray.workers import light
 from dino_ray.errors import JobError
+from dino_ray.upsample import Lanczos
 
 pytestmark = [pytest.mark.ray]
 
@@ -84,13 +86,14 @@ def pid_of(engine: RayEngine, replica: int) -> int:
 
 @pytest.mark.slow
 def test_replicas_killed_twenty_times_cost_time_and_no_pixel(ray_here: None, tmp_path: Path) -> None:
+    plain = ReplicaSpec(upsampler=Lanczos, torch=False)  # starts in a second, and it does twenty times
     (tmp_path / "here").mkdir()
     expected = make_task(tmp_path / "here", photograph(200, 300))
-    with LocalEngine(shade()) as local:
+    with LocalEngine(plain) as local:
         run(local, expected)
     task = make_task(tmp_path, photograph(200, 300))
     killed: list[int] = []
-    with RayEngine(slow(0.01), least=2, most=2) as engine:
+    with RayEngine(plain, least=2, most=2) as engine:
 
         def kill(event: JobEvent) -> None:
             if isinstance(event, TilesDone) and len(killed) < 20 and event.replica in engine.ready:
