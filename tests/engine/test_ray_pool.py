@@ -38,7 +38,7 @@ from dino_ray.engine.ray.inflight import Copy, Entry, Pixels, Ref, Store
 from dino_ray.engine.ray.member import Member, Standing
 from dino_ray.engine.ray.nodes import Lookout
 from dino_ray.engine.ray.placement import Node, Resources, Share
-from dino_ray.engine.ray.pool import Pool
+from dino_ray.engine.ray.pool import RECREATIONS, Pool
 from dino_ray.engine.ray.traffic import Traffic
 from dino_ray.engine.ray.workers import light
 from dino_ray.errors import JobError
@@ -193,6 +193,18 @@ def test_there_is_hope_while_a_lost_machine_may_be_trusted_again(ray_here: None)
     assert pool.hopeless is None
     pool.see([bare])
     assert pool.hopeless == "bare: no such weights"
+
+
+def test_a_machine_on_which_no_replica_comes_to_run_is_named_with_the_likely_reason(ray_here: None) -> None:
+    pool = Pool(shade(), Share(gpus=0, cpus=1), 1, 1, "1", {}, grows=False)
+    here = ray.get_runtime_context().get_node_id()
+    pool.see([Node(here, "bare", Resources(cpus=1, gpus=0))])
+    pool.members = {0: replace(member(0, here, Standing.STARTING), place="bare")}
+    for _ in range(RECREATIONS + 1):
+        assert pool.hopeless is None
+        pool.fall(0, Failure("died", "it ended", process_lost=True))
+    assert pool.hopeless is not None
+    assert re.match(r"bare: .* dino-ray is missing .*doctor.*: it ended", pool.hopeless)
 
 
 def lose() -> None:

@@ -14,7 +14,7 @@ import pytest
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
 from dino_ray.engine.ray.cluster import connect
-from dino_ray.engine.ray.private import LOCK, PREFIX, SessionFolder
+from dino_ray.engine.ray.private import LOCK, PREFIX, SessionFolder, undisturbed
 from dino_ray.errors import UsageError
 
 ENDING_S = 90.0
@@ -155,3 +155,19 @@ def test_a_token_is_in_the_environment_only_while_it_is_needed() -> None:
 def test_addresses_that_no_driver_can_join_are_refused_with_the_way_that_goes(address: str) -> None:
     with pytest.raises(UsageError, match="dino-ray submit"):
         connect(address)
+
+
+def test_clearing_up_is_through_before_a_signal_ends_the_process() -> None:
+    through = False
+
+    def clear_up() -> None:
+        nonlocal through
+        with undisturbed():
+            signal.raise_signal(signal.SIGINT)
+            through = True
+
+    with pytest.raises(KeyboardInterrupt):
+        clear_up()
+    assert through
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)

@@ -18,7 +18,7 @@ from ray.exceptions import AuthenticationError
 
 from dino_ray.engine.ray.nodes import resources_of
 from dino_ray.engine.ray.placement import Resources
-from dino_ray.engine.ray.private import SessionFolder, Token, loopback, session_folder
+from dino_ray.engine.ray.private import SessionFolder, Token, loopback, session_folder, undisturbed
 from dino_ray.errors import JobError, UsageError, describe_error
 
 __all__ = ["Resources", "connect", "leave", "look_at", "resources_of"]
@@ -104,14 +104,15 @@ def _init(address: str, options: Mapping[str, Any]) -> None:
 def leave() -> None:
     """Undo ``connect``: leave the cluster, or end the Ray that was started here with all that it left."""
     global _own
-    try:
-        ray.shutdown()
-    finally:
-        if _own is not None:
-            (token, folder), _own = _own, None
-            token.withdraw()
-            if folder is not None:
-                folder.remove()
+    with undisturbed():
+        try:
+            ray.shutdown()
+        finally:
+            if _own is not None:
+                (token, folder), _own = _own, None
+                token.withdraw()
+                if folder is not None:
+                    folder.remove()
 
 
 def _check_private(address: str) -> None:

@@ -49,6 +49,12 @@ SCOUTS = 4
 """So many actors at least wait for an autoscaler's machines at a time; as many as there are replicas later on, so that
 the cluster doubles rather than being asked for everything at once."""
 
+NEVER_RAN = (
+    "its replicas end before they run, as where dino-ray is missing or another version than here "
+    "('dino-ray doctor --address' tells): "
+)
+"""Ray's workers end without a word where they can't read what they are sent."""
+
 NAMESPACE = "dino-ray"
 
 
@@ -293,7 +299,8 @@ class Pool:
             return failure.reason
         if (failure.fault == "raised" and loading) or member.deaths > RECREATIONS:
             # Replicas that live there may be well, but no more are tried there.
-            self._unfit[node] = f"{member.place}: {failure.reason}"
+            never_ran = NEVER_RAN if failure.fault == "died" and member.standing is Standing.STARTING else ""
+            self._unfit[node] = f"{member.place}: {never_ran}{failure.reason}"
             log.warning("replica %d is lost; %s", member.number, self._unfit[node])
             return self._unfit[node]
         return self._crowded(member, failure) if failure.fault == "memory" else None

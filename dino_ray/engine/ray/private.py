@@ -8,7 +8,9 @@ import fcntl
 import os
 import secrets
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +29,26 @@ LONGEST_ROOT = 30
 
 USERS_FOLDER = "RAY_TMPDIR"
 """Who sets it has a place in mind for what Ray leaves, and keeps that."""
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Have signals to stop wait until what is within is through: clearing up that is cut short leaves something."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard: list[int] = []
+    before = {
+        signum: signal.signal(signum, lambda number, frame: heard.append(number))
+        for signum in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+    if heard:
+        raise KeyboardInterrupt
 
 
 @contextmanager
