@@ -183,7 +183,9 @@ def test_every_item_is_worked_on_once_and_in_order_whatever_fits(items: list[int
 
     thrift = Thrift()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dino_ray.engine.thrift.free", lambda: None)  # which collects all this process's garbage
+        patch.setattr(
+            "dino_ray.engine.thrift.free", lambda: None
+        )  # which collects all this process's garbage
         assert thrift.in_batches(items, work, lambda: None) == [-item for item in items]
     assert sum(size for size in sizes if size <= fits) == len(items)
     assert sizes[: sum(size > fits for size in sizes)] == [size for size in sizes if size > fits], (

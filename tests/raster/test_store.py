@@ -262,7 +262,9 @@ def test_writers_that_are_killed_leave_whole_cells_and_no_others(shared_folder):
             writer.stdout.readline()
         time.sleep(0.001 * kills)
         os.kill(writer.pid, signal.SIGKILL)
-        said = writer.communicate()[0].splitlines(keepends=True)  # the last line may have been cut by the kill
+        said = writer.communicate()[0].splitlines(
+            keepends=True
+        )  # the last line may have been cut by the kill
         committed = {tuple(map(int, line.split())) for line in said if line.endswith("\n")}
         assert committed <= canvas.done()
         kills += 1
