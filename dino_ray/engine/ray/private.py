@@ -11,6 +11,7 @@ import shutil
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,15 @@ TOKEN_BYTES = 32
 
 PREFIX = "dino-ray-"
 LOCK = "in-use"
+
+SESSIONS = "session_"
+"""How the names of all begin that Ray's processes make in their folder by themselves."""
+
+ORPHANED_S = 120.0
+"""A folder gets its lock within milliseconds, and what is left of an ended Ray writes for a minute at most."""
+
+CLEARINGS = 2
+"""What dying processes wrote during the first is seen to by the second."""
 
 LONGEST_ROOT = 30
 """Characters: a socket's path has 107 at most, of which Ray's names take up to 65, and ours the rest."""
@@ -65,17 +75,14 @@ def loopback() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
 
 
-class Token:
-    """A random token in this process's environment, which Ray's processes inherit: no file holds it.
-
-    Whoever has no token, another user of this machine above all, can run nothing in the Ray that was started with it.
-    """
+class TokenMode:
+    """Has Ray use the token that it finds where the user put it, though the user asked for no tokens."""
 
     NAMES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
     def __init__(self) -> None:
         self._before = {name: os.environ.get(name) for name in self.NAMES}
-        self._set({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(TOKEN_BYTES)})
+        self._set({**self._before, "RAY_AUTH_MODE": "token"})
 
     def withdraw(self) -> None:
         """Leave the environment as it was, for the next Ray that this process joins."""
@@ -90,6 +97,17 @@ class Token:
                 os.environ[name] = value
         Config.initialize("")  # Ray read its environment when it was imported
         AuthenticationTokenLoader.instance().reset_cache()
+
+
+class Token(TokenMode):
+    """A random token in this process's environment, which Ray's processes inherit: no file holds it.
+
+    Whoever has no token, another user of this machine above all, can run nothing in the Ray that was started with it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._set({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(TOKEN_BYTES)})
 
 
 class SessionFolder:
@@ -111,7 +129,7 @@ class SessionFolder:
 
     def remove(self) -> None:
         atexit.unregister(self.remove)
-        shutil.rmtree(self.path, ignore_errors=True)
+        _clear(self.path)
         with contextlib.suppress(OSError):
             os.close(self._lock)
 
@@ -126,7 +144,24 @@ def _sweep() -> None:
     for root in {Path(tempfile.gettempdir()), Path("/tmp")}:
         for folder in root.glob(f"{PREFIX}*"):
             if _is_abandoned(folder):
-                shutil.rmtree(folder, ignore_errors=True)
+                _clear(folder)
+
+
+def _clear(folder: Path) -> None:
+    """Remove a folder, its lock last: by that, the next job knows the folder, should anything of it be left."""
+    for _ in range(CLEARINGS):
+        with contextlib.suppress(OSError):
+            for entry in folder.iterdir():
+                if entry.name == LOCK:
+                    continue
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry, ignore_errors=True)
+                else:
+                    entry.unlink(missing_ok=True)
+            if all(entry.name == LOCK for entry in folder.iterdir()):
+                (folder / LOCK).unlink(missing_ok=True)
+                folder.rmdir()
+                return
 
 
 def _is_abandoned(folder: Path) -> bool:
@@ -134,7 +169,9 @@ def _is_abandoned(folder: Path) -> bool:
         if folder.is_symlink() or folder.stat().st_uid != os.getuid():
             return False
         lock = os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW)
-    except OSError:  # no folder of ours, or one that is just being made
+    except FileNotFoundError:
+        return _is_orphaned(folder)
+    except OSError:
         return False
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -143,3 +180,12 @@ def _is_abandoned(folder: Path) -> bool:
     finally:
         os.close(lock)
     return True
+
+
+def _is_orphaned(folder: Path) -> bool:
+    """Whether a folder without a lock is what dying processes of Ray made of a removed one, not one in the making."""
+    try:
+        aged = time.time() - folder.stat().st_mtime > ORPHANED_S
+        return aged and all(entry.name.startswith(SESSIONS) for entry in folder.iterdir())
+    except OSError:  # no folder, or another job removes it just now
+        return False
