@@ -65,7 +65,6 @@ class Lookout:
     def __init__(self) -> None:
         self._news: tuple[Node, ...] | None = None
         self._ended = threading.Event()
-        self._hurry = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lookout", daemon=True)
         self._thread.start()
 
@@ -74,21 +73,12 @@ class Lookout:
         news, self._news = self._news, None
         return news
 
-    def hurry(self) -> None:
-        """Look now: something has just happened."""
-        self._hurry.set()
-
     def close(self) -> None:
         self._ended.set()
-        self._hurry.set()
         self._thread.join(LOOK_S)
 
     def _run(self) -> None:
-        while not self._ended.is_set():
-            self._hurry.wait(LOOK_S)
-            self._hurry.clear()
-            if self._ended.is_set():
-                return
+        while not self._ended.wait(LOOK_S):
             try:
                 self._news = look()
             except Exception as error:  # whatever befalls the head: the work that runs does not need it
