@@ -17,7 +17,7 @@ import psutil  # type: ignore[import-untyped]  # comes with ray
 import ray
 from ray._raylet import AuthenticationMode, get_authentication_mode
 
-from dino_ray.engine.ray.cluster import connect
+from dino_ray.engine.ray.cluster import connect, leave
 from dino_ray.engine.ray.nodes import resources_of
 from dino_ray.engine.ray.placement import Resources
 from dino_ray.engine.ray.workers import light
@@ -75,14 +75,14 @@ def examine_cluster(address: str) -> ClusterFacts:
     Raises
     ------
     UsageError
-        If no cluster answers.
+        If no cluster answers, or it asks for a token that is not here.
     """
     joined = connect(address)
     try:
         return _ask_all()
     finally:
         if joined:
-            ray.shutdown()
+            leave()
 
 
 def _ask_all() -> ClusterFacts:

@@ -14,11 +14,11 @@ from typing import Any
 
 import ray
 from ray._private import worker as ray_worker
-from ray.exceptions import AuthenticationError
 
+from dino_ray.engine.ray.admission import admitted
 from dino_ray.engine.ray.nodes import resources_of
 from dino_ray.engine.ray.placement import Resources
-from dino_ray.engine.ray.private import SessionFolder, Token, loopback, session_folder, undisturbed
+from dino_ray.engine.ray.private import SessionFolder, Token, TokenMode, loopback, session_folder, undisturbed
 from dino_ray.errors import JobError, UsageError, describe_error
 
 __all__ = ["Resources", "connect", "leave", "look_at", "resources_of"]
@@ -31,8 +31,8 @@ REACH_S = 5.0
 FOREIGN_PROTOCOLS = ("ray://", "http://", "https://")
 """Of Ray's client and dashboard, through which no driver of ours works: its disk must be a node's."""
 
-_own: tuple[Token, SessionFolder | None] | None = None
-"""What the Ray that was started here leaves behind; a process is connected to one Ray at a time."""
+_own: tuple[TokenMode, SessionFolder | None] | None = None
+"""What is to be undone when the Ray is left; a process is connected to one Ray at a time."""
 
 
 def connect(address: str) -> bool:
@@ -46,7 +46,7 @@ def connect(address: str) -> bool:
     Raises
     ------
     UsageError
-        If no cluster answers.
+        If no cluster answers, or it asks for a token that is not here.
     JobError
         If a Ray that was started here can be reached from outside.
     """
@@ -71,6 +71,8 @@ def connect(address: str) -> bool:
     ray_worker.print_to_stdstream = _note
     try:
         _check_reachable(address)
+        if (switched := admitted(address)) is not None:
+            _own = switched, None
         _init(address, options)
         _check_private(address)
     except BaseException:
@@ -86,11 +88,6 @@ def _init(address: str, options: Mapping[str, Any]) -> None:
             ray.init(address=address, **options)
     except SystemExit as stop:  # what Ray's own handler makes of SIGTERM while it starts
         raise KeyboardInterrupt from stop
-    except AuthenticationError as error:
-        raise UsageError(
-            f"--address {address}: the cluster asks for its token; put it into RAY_AUTH_TOKEN or ~/.ray/auth_token, "
-            "and set RAY_AUTH_MODE=token"
-        ) from error
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise UsageError(
             f"--address {address}: no Ray cluster answers there ({describe_error(error)}); "
