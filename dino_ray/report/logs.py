@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,7 +38,10 @@ class EventLog:
 
     def listener(self, image: Image) -> Listener:
         """For the events of one image."""
-        about = {"job": places.shown(image.place or ""), "image": image.name}
+        return self.about({"job": places.shown(image.place or ""), "image": image.name})
+
+    def about(self, about: Mapping[str, str]) -> Listener:
+        """For events that happen to what these fields name: ``job``, ``image``."""
 
         def hear(event: JobEvent) -> None:
             said = self._narrator(event)

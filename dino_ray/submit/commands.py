@@ -16,7 +16,15 @@ from dino_ray.config import UpscaleConfig
 from dino_ray.errors import Interrupted, UsageError
 from dino_ray.options import BareWrap, config_options
 from dino_ray.places import shown
-from dino_ray.terminal import EXISTING, command, listener, progress_option, report_option, say_done
+from dino_ray.terminal import (
+    EXISTING,
+    command,
+    listener,
+    log_option,
+    progress_option,
+    report_option,
+    say_done,
+)
 
 if TYPE_CHECKING:
     from dino_ray.submit.record import Record
@@ -50,6 +58,7 @@ Nothing but the dashboard's port has to be reached: images go up and results com
     "-o", "--output", metavar="OUTPUT", help="As of upscale; with --follow, where results go instead."
 )
 @report_option
+@log_option
 @progress_option
 @click.option(
     "--resume/--fresh",
@@ -103,7 +112,9 @@ def submit(
         if inputs:
             raise UsageError("--follow: comes back to a job, and takes no INPUT; leave one of them out")
         address = config.address if "address" in config.model_fields_set else None
-        return _follow(_recorded(job, address, output, options["report"]), options["progress"])
+        return _follow(
+            _recorded(job, address, output, options["report"]), options["progress"], options["log"]
+        )
     if not inputs or output is None:
         raise UsageError("name the images to upscale, and with -o where results go; or a job, with --follow")
     return _submit(inputs, output, config, detach=detach, **options)
@@ -120,6 +131,7 @@ def _submit(
     config: UpscaleConfig,
     *,
     report: Path | str | None,
+    log: str | None,
     progress: str,
     go_on: bool | None,
     strict: bool,
@@ -131,8 +143,15 @@ def _submit(
 ) -> int:
     from dino_ray.inputs import expand, make_folders, outputs
     from dino_ray.raster.export import default_suffix
+    from dino_ray.report.logs import log_file
     from dino_ray.submit import client, connection, dashboard, routes
 
+    if detach and log is not None:
+        raise UsageError(
+            "--log: is written by who follows the job; leave out --detach, or name it with --follow"
+        )
+    with log_file(log):
+        pass  # a log that can't be written is refused before anything is sent
     address = connection.named(config.address if "address" in config.model_fields_set else None)
     images = expand(inputs)
     results = outputs(images, output, config.scale, default_suffix(config.format))
@@ -163,7 +182,7 @@ def _submit(
         code = 0
     else:
         click.echo(_submitted(job, progress), err=True)
-        code = _follow(prepared.record, progress)
+        code = _follow(prepared.record, progress, log)
     return max([code, *(error.exit_code for _, error in prepared.failures)])
 
 
@@ -188,14 +207,15 @@ def _recorded(job: str, address: str | None, output: str | None, report: Path | 
     return found if output is None else replace(found, elsewhere=output)
 
 
-def _follow(remembered: Record, progress: str) -> int:
+def _follow(remembered: Record, progress: str, log: str | None) -> int:
+    from dino_ray.report.logs import log_file
     from dino_ray.submit.dashboard import Dashboard
     from dino_ray.submit.follow import follow
 
     job = remembered.job
     connected = Dashboard(remembered.address)
     try:
-        with listener(progress) as listen:
+        with log_file(log), listener(progress) as listen:
             return follow(connected, remembered, listen, _Terminal(progress))
     except Interrupted:
         raise

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from dino_ray.engine.protocol import JobEvent, Listener
 from dino_ray.errors import DinoRayError, Interrupted, JobError, UsageError, describe_error
+from dino_ray.report.logs import EventLog
 from dino_ray.report.run import UpscaleReport
 from dino_ray.stopping import INTERRUPTED
 from dino_ray.submit import notes
@@ -98,6 +99,12 @@ def follow(dashboard: Dashboard, remembered: Record, listen: Listener, show: Sho
     """
     job = remembered.job
     told, others = Told(), deque[str](maxlen=_KEPT_LINES)
+    chronicle = EventLog().about({"job": job})
+
+    def hear(event: JobEvent) -> None:
+        chronicle(event)
+        listen(event)
+
     dashboard.job(job)  # refused if there is none
     for line in lines(dashboard, job):
         event = notes.parse(line)
@@ -106,7 +113,7 @@ def follow(dashboard: Dashboard, remembered: Record, listen: Listener, show: Sho
             if line.startswith(notes.SAID):
                 show.said(line.removeprefix(notes.SAID))
             continue
-        _hear(event, told, listen, show)
+        _hear(event, told, hear, show)
         if told.exit_code is not None:
             break
     if told.exit_code is None:

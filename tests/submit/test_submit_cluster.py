@@ -179,7 +179,7 @@ def test_a_submitted_image_comes_back_with_the_bytes_of_one_that_was_made_here(
     head: Head, home: Path
 ) -> None:
     expected = upscaled_here("photo.png", *OPTIONS)
-    result = run("submit", "photo.png", "-o", "there.tif", *OPTIONS, "--report", "r.json")
+    result = run("submit", "photo.png", "-o", "there.tif", *OPTIONS, "--report", "r.json", "--log", "log")
     assert result.exit_code == 0, result.output
     assert Path("there.tif").read_bytes() == expected
     report = json.loads(Path("r.json").read_text())
@@ -189,7 +189,9 @@ def test_a_submitted_image_comes_back_with_the_bytes_of_one_that_was_made_here(
     assert "there.tif: 1200 × 900" in shown[-1]
     assert head.left() == []
     assert list((home.parent / "state").rglob("*.json")) == []
-    assert sorted(os.listdir()) == ["here.tif", "photo.png", "r.json", "there.tif"]
+    heard = [json.loads(line) for line in Path("log").read_text().splitlines()]
+    assert {"ImageStarted", "TilesDone", "CellDone", "ImageDone"} <= {line["event"] for line in heard}
+    assert sorted(os.listdir()) == ["here.tif", "log", "photo.png", "r.json", "there.tif"]
 
 
 def test_a_wrong_or_missing_token_is_one_line(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,8 +365,10 @@ def test_what_all_see_does_not_travel(head: Head, home: Path, monkeypatch: pytes
 def test_a_source_that_only_the_cluster_can_look_at_is_refused_by_it_in_one_line(home: Path) -> None:
     result = run("submit", "http://127.0.0.1:1/photo.png", "-o", "there.tif", *OPTIONS)
     assert result.exit_code in (1, 2)
-    (line,) = [line for line in result.stderr.splitlines() if line.startswith("dino-ray:")]
-    assert "http://127.0.0.1:1/photo.png" in line
+    said = [line for line in result.stderr.splitlines() if line.startswith("dino-ray:")]
+    (line,) = [line for line in said if "trying again" not in line]
+    assert line.startswith("dino-ray: http://127.0.0.1:1/photo.png: cannot be read: ")
+    assert result.stderr.rstrip().endswith(line)
 
 
 @pytest.mark.slow
