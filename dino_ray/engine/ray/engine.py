@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from dino_ray.engine.protocol import (
     DinoEffect,
@@ -38,12 +38,12 @@ from dino_ray.engine.ray.placement import replica_count, share_of
 from dino_ray.engine.ray.pool import Pool
 from dino_ray.engine.ray.traffic import RID_S, Traffic
 from dino_ray.engine.ray.workers import CONTROL, FarSource, light, merge_task, nothing
-from dino_ray.errors import JobError, for_user
+from dino_ray.errors import JobError, describe_error, for_user
 
 log = logging.getLogger(__name__)
 
 PREPARATIONS = 4
-"""Replicas that may be lost over the preparation of one image."""
+"""Replicas that may be lost, or fail, over the preparation of one image."""
 
 PLACEMENT_S = 300.0
 """Longer than any machine takes to start a process: the cluster's resources are held by somebody else."""
@@ -53,6 +53,18 @@ TOLD_S = 20.0
 
 ARRIVAL_S = 1800.0
 """Longer than clouds take to bring a machine that they have."""
+
+FEATURES_S = 7200.0
+"""Longer than an image's features and its prompt take, whose number has a bound, even on a few slow cores."""
+
+SLOWEST_READ = 2e6
+"""Pixels per second: features need all of the source, and even a far disk gives more. Who takes longer hangs."""
+
+EFFECT_S = 3600.0
+"""Longer than any tile takes to be refined twice, with DINO and without: a replica that takes it hangs."""
+
+ABLE = (Standing.STARTING, Standing.HELD, Standing.LOADING, Standing.READY, Standing.SETTLING)
+"""How a replica stands that can prepare an image, now or soon."""
 
 MOST_MERGES = 8
 """In flight on one node, each in a process of its own: more would wait for its memory and its disk."""
@@ -180,17 +192,25 @@ class RayEngine:
 
     def prepare(self, task: ImageTask) -> tuple[Handle, Timings]:
         failure = Failure("died", "no replica took it")
+        patience = FEATURES_S + task.source.info.width * task.source.info.height / SLOWEST_READ
+        raised: dict[str, Exception] = {}  # node to error: what is missing on one may be there on the next
         for _ in range(PREPARATIONS):
-            member = self._preparer()
+            member = self._preparer(raised)
+            if member is None:
+                break
+            for reason in raised.values():
+                log.warning("%s prepares the image, for elsewhere: %s", member.place, describe_error(reason))
             # Where that replica reads its source does not matter for one call, and the far way works from anywhere.
             method = member.actor.prepare_here.options(num_returns=2, name="prepare an image")
             guide, timings = method.remote(self._far(task))
+            node = member.node
             entry = self._traffic.add_preparation(member, guide, timings)
-            self._traffic.gather_until(entry.is_over)
+            if not self._traffic.gather_until(entry.is_over, patience):
+                self._traffic.replace(member.number, f"it did not prepare an image within {patience:.0f} s")
             match entry.outcome:
                 case Timings() as cost:
                     try:
-                        guide = self._safe(guide, member)
+                        guide = self._safe(guide, node)
                     except RayError as error:
                         failure = understand(error)
                         continue
@@ -198,46 +218,56 @@ class RayEngine:
                     return guide, cost
                 case Failure() as failure:
                     continue
-                case Exception() as error:
-                    raise for_user(error) from error
+                case Exception() as reason:
+                    raised[node] = reason
+        for first in raised.values():
+            raise for_user(first) from first
         raise JobError(f"the image can't be prepared: {failure.reason}")
 
-    def _preparer(self) -> Member:
-        """The replica that was kept free for it, or one that is ready."""
+    def _preparer(self, avoid: Collection[str]) -> Member | None:
+        """The replica that was kept free for it, or one that is ready.
+
+        Parameters
+        ----------
+        avoid
+            Ids of nodes where it failed. With any, None if no replica comes to be ready elsewhere.
+        """
         found: list[Member] = []
 
+        def on_others(*standings: Standing) -> list[Member]:
+            return [member for member in self._pool.at(*standings) if member.node not in avoid]
+
         def is_found() -> bool:
+            if avoid and not on_others(*ABLE):
+                return True
             if self.hopeless is not None:
                 raise JobError(f"no replica is left: {self.hopeless}")
-            found[:] = self._pool.at(Standing.HELD) or self._pool.at(Standing.READY)
+            found[:] = on_others(Standing.HELD) or on_others(Standing.READY)
             return bool(found)
 
         grows = bool(self._pool.at(Standing.SCOUT))
-        patience = ARRIVAL_S if grows else PLACEMENT_S
+        patience = ARRIVAL_S if grows and not avoid else PLACEMENT_S
         told_s = min(TOLD_S, patience)
         if self._traffic.gather_until(is_found, told_s):
-            return found[0]
+            return next(iter(found), None)
         log.info(
-            "waiting for a first replica, up to %.0f s (%s); "
+            "waiting for a %s replica, up to %.0f s (%s); "
             "where others hold this Ray's resources, it starts after them",
+            "further" if avoid else "first",
             patience,
             self.describe(),
         )
-        if not self._traffic.gather_until(is_found, patience - told_s):
-            raise JobError(
-                f"no replica could be placed within {patience:.0f} s: "
-                + (
-                    "the cluster's autoscaler brought no machine"
-                    if grows
-                    else "others hold this Ray's resources"
-                )
-                + f"; {self.describe()}"
-            )
-        return found[0]
+        if self._traffic.gather_until(is_found, patience - told_s) or avoid:
+            return next(iter(found), None)
+        raise JobError(
+            f"no replica could be placed within {patience:.0f} s: "
+            + ("the cluster's autoscaler brought no machine" if grows else "others hold this Ray's resources")
+            + f"; {self.describe()}"
+        )
 
-    def _safe(self, guide: Ref, member: Member) -> Ref:
+    def _safe(self, guide: Ref, node: str) -> Ref:
         """A guide that outlives the node that made it: every tile needs it."""
-        return guide if member.node == self._here else ray.put(ray.get(guide))
+        return guide if node == self._here else ray.put(ray.get(guide))
 
     def share(self, task: ImageTask) -> Handle:
         near = ray.put(task)
@@ -252,7 +282,11 @@ class RayEngine:
         member = self.members[min(self.ready)]
         effect = member.actor.dino_effect_here.remote(self._seen_from(member, task), guide, tile)
         try:
-            return cast(DinoEffect, ray.get(effect))
+            return cast(DinoEffect, ray.get(effect, timeout=EFFECT_S))
+        except GetTimeoutError as error:
+            reason = f"it did not measure the effect of DINO within {EFFECT_S:.0f} s"
+            self._traffic.replace(member.number, reason)
+            raise JobError(f"replica {member.number} is lost: {reason}") from error
         except RayTaskError as error:
             raise for_user(cause_of(error)) from error
         except RayError as error:
