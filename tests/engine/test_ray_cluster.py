@@ -121,4 +121,7 @@ def test_stores_that_every_node_sees_are_read_and_written_where_the_work_is(
         there = {member.node for member in engine.members.values()}
         assert here.isdisjoint(there)
         assert len(there) == 2
-        assert run(engine, "shared", shared=True) == (there, there)
+        read, wrote = run(engine, "shared", shared=True)
+        assert read == there
+        assert wrote
+        assert wrote <= there  # merges go where most of their tiles are, and there are few of them
