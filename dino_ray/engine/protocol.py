@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from dino_ray.fidelity.record import TileFidelity
 from dino_ray.plan.geometry import Grid, Rect, Scaling
 from dino_ray.raster.canvas import Canvas
 from dino_ray.raster.source import SourceInfo
@@ -103,7 +104,7 @@ class TileCall:
 
 @dataclass(frozen=True)
 class Timings:
-    """What one call cost on the worker that ran it."""
+    """What one call cost on the worker that ran it, and what it found."""
 
     stages: Mapping[str, float] = field(default_factory=dict)
     """Stage name to seconds."""
@@ -111,6 +112,8 @@ class Timings:
     """Largest resident size of that process so far."""
     measures: tuple[str, ...] = ()
     """What the replica had to do to fit its device's memory, newest last: ``batches of 2``, ``VAE tiling``."""
+    fidelity: tuple[TileFidelity, ...] = ()
+    """Of each refined tile, in the order of the call; empty where none was refined."""
 
 
 Fault = Literal["raised", "died", "memory", "node", "cancelled"]
