@@ -158,7 +158,7 @@ def _benign(sharp: Tensor, generator: object) -> tuple[Tensor, Tensor, Tensor]:
     h, w = sharp.shape[1:]
     small = functional.interpolate(sharp[None], ((h + 1) // 2, (w + 1) // 2), mode="bicubic", antialias=True)
     soft = functional.interpolate(small, (h, w), mode="bicubic").clamp(0, 1)
-    mean = functional.avg_pool2d(functional.pad(soft, (2, 2, 2, 2), mode="reflect"), 5, 1)
+    mean = functional.avg_pool2d(functional.pad(soft, (2, 2, 2, 2), mode="replicate"), 5, 1)
     sharpened = (soft + SHARPENED * (soft - mean)).clamp(0, 1)
     noisy = soft + NOISE * torch.randn(soft.shape, generator=generator)  # type: ignore[call-overload]
     return soft[0], sharpened[0], noisy.clamp(0, 1)[0]
