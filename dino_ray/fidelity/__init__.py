@@ -1,0 +1,1 @@
+"""How true a result is to its source: what it may differ by, and holding it to that."""
