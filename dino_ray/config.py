@@ -69,8 +69,8 @@ class UpscaleConfig(BaseModel):
     )
     preset: Preset | None = Field(
         default=None,
-        description="How much may change, all at once: sets --denoise, --dino-strength, --adaptive and --steps, where they "
-        "are not given.",
+        description="How much may change, all at once: sets --denoise, --dino-strength, --adaptive and --steps where "
+        "they are not given.",
     )
     denoise: float = Field(
         default=0.25,
@@ -113,12 +113,13 @@ class UpscaleConfig(BaseModel):
         default=0.5,
         ge=0,
         le=1,
-        description="How much less may change where structure is (edges of things, faces, lettering) than where texture "
-        "is; flat tiles are left to the base. 0: the same everywhere, and every tile is refined.",
+        description="How much less may change where structure is (edges of things, faces, lettering) than where "
+        "texture is; flat tiles are left to the base. 0: the same everywhere, and every tile is refined.",
     )
     verify: bool | None = Field(
         default=None,
-        description="Compare each refined tile with its base, as DINO sees them, and mend what has drifted. Default: yes.",
+        description="Compare each refined tile with its base, as DINO sees them, and mend what has drifted. "
+        "Default: yes.",
     )
     consistency: float = Field(
         default=1.0,

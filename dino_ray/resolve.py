@@ -38,8 +38,8 @@ DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float1
 """The command line's short names to torch's."""
 
 TOKENS_STRENGTH, GUIDANCE_STRENGTH = 1.0, 0.5
-"""``--dino-strength`` unless the user says otherwise: of a model that was trained on DINO's tokens at full strength, and of
-one that is only guided."""
+"""``--dino-strength`` unless the user says otherwise: of a model that was trained on DINO's tokens at full strength,
+and of one that is only guided."""
 
 GOOD_DINO = "dinov2-base"
 """Guides and judges models that were trained with none: as large as its use on tiles allows, and no longer to load."""
@@ -306,7 +306,9 @@ def _dino(config: UpscaleConfig, model: Description) -> tuple[str | None, float]
 
     name = config.dino if config.dino != "auto" else _suitable_dino(model)
     facts = loading.describe(name)
-    if attends and strength > 0 and 2 * facts.dim != model.dino_dim:  # a token is a coarse feature and a fine one
+    if (
+        attends and strength > 0 and 2 * facts.dim != model.dino_dim
+    ):  # a token is a coarse feature and a fine one
         assert model.dino_dim is not None
         raise UsageError(
             f"--dino {name}: its features have {facts.dim} channels, and the model {model.name} was trained on "

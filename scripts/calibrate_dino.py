@@ -1,6 +1,7 @@
 """Find a DINO model's thresholds from benign pairs, and store them with the model.
 
-For a folder they go into the folder; for ``bundled``, an alias or a hub id into the package's ``dino/calibration.json``.
+For a folder they go into the folder; for ``bundled``, an alias or a hub id into the package's file,
+``dino/calibration.json``.
 Without --images, pictures are drawn (scripts/training/images.py), which anyone gets alike.
 """
 
@@ -18,8 +19,9 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from dino_ray.dino import calibration, loading  # noqa: E402
 from training.images import picture  # noqa: E402
+
+from dino_ray.dino import calibration, loading  # noqa: E402
 
 PICTURES = 96
 SEED = 1234

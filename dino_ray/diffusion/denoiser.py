@@ -100,7 +100,7 @@ class Denoiser(Protocol):
         ...
 
     def sketch(self, latents: Tensor) -> Tensor:
-        """As ``decode``, or nearly so, but as cheap as can be, and with a gradient for the latents where one is asked for.
+        """As ``decode``, or nearly so, as cheap as can be, and with a gradient for the latents where one is asked for.
 
         Guidance looks through it.
         """

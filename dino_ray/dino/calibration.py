@@ -1,8 +1,8 @@
 """What a DINO model makes of changes that are none: thresholds, from pairs that show the same thing.
 
-Cosines of one model say little about another's. So each is shown benign pairs: a picture and its own reduction enlarged
-again, as a perfect refiner and its base would be; and that one sharpened, and with a little noise. What it makes of them
-sets where guidance falls silent and where an alarm begins. Of the patches of a picture, how much they differ from their
+Cosines of one model say little about another's. So each is shown benign pairs: a picture and its own reduction,
+enlarged again, as a perfect refiner and its base would be; and that one sharpened, and with a little noise. What it
+makes of them sets where guidance falls silent and where an alarm begins. How much a picture's patches differ from their
 neighbours says what structure is.
 """
 
@@ -41,7 +41,8 @@ ALARM_QUANTILE = 0.98
 TILE = 128
 """px of the tiles whose worst patches are looked at: small ones, since larger ones have worse worst patches."""
 STRUCTURE_QUANTILES = (0.5, 0.95)
-"""Of patches: how much those differ from their neighbours that are no structure yet, and those that are nothing else."""
+"""Of patches, by how much they differ from their neighbours: those that are no structure yet, and those that are
+nothing else."""
 
 SHARPENED, NOISE = 0.8, 3 / 255
 """How strongly pairs are sharpened (unsharp mask over 5 px), and the noise that they get, of a range of 1."""
@@ -147,7 +148,9 @@ def _summary(patches: np.ndarray, worst: np.ndarray, structure: np.ndarray, pict
     dead_band = max(0.0, float(np.quantile(patches, SILENT_QUANTILE)))
     alarm = float(np.quantile(worst, ALARM_QUANTILE))
     # Pictures that all show nothing would put thresholds on top of one another.
-    return Calibration(dead_band, min(2.0, max(alarm, 2 * dead_band, 0.01)), (low, max(high, low + 0.01)), pictures)
+    return Calibration(
+        dead_band, min(2.0, max(alarm, 2 * dead_band, 0.01)), (low, max(high, low + 0.01)), pictures
+    )
 
 
 def _benign(sharp: Tensor, generator: object) -> tuple[Tensor, Tensor, Tensor]:
@@ -167,10 +170,10 @@ def _benign(sharp: Tensor, generator: object) -> tuple[Tensor, Tensor, Tensor]:
 def _tokens(dino: FeatureModel, pixels: Tensor) -> np.ndarray:
     import torch
 
-    from dino_ray.dino.lattice import Lattice
+    from dino_ray.dino.lattice import over
 
     with torch.no_grad():
-        return Lattice(dino.patch, *pixels.shape[1:], (0, 0)).tokens(dino, pixels[None])[0].cpu().numpy()
+        return over(pixels, dino.patch, ((0, 0),))[0].tokens(dino, pixels[None])[0].cpu().numpy()
 
 
 def difference_from_neighbours(tokens: np.ndarray, closed: bool = False) -> np.ndarray:

@@ -1,8 +1,8 @@
 """How far a refined tile has drifted from its base, patch by patch, as DINO sees it.
 
 Refined and base are compared on the same crop, on lattices that guidance does not use. A patch's drift is
-``1 - cosine``, weighed by whether there is anything to see: features of flat, dark or foggy patches turn with differences
-that no eye finds.
+``1 - cosine``, weighed by whether there is anything to see: features of flat, dark or foggy patches turn with
+differences that no eye finds.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -119,5 +118,3 @@ def over(pixels: Tensor, patch: int, phases: Sequence[Phase]) -> tuple[Lattice, 
     """The lattices of some phases over tiles (B, c, h, w)."""
     height, width = pixels.shape[-2:]
     return tuple(Lattice(patch, height, width, phase) for phase in phases)
-
-

@@ -1,7 +1,7 @@
 """Where a picture has structure that must not change, after what DINO makes of it: faces, lettering, edges of things.
 
-There neighbouring patches differ; over sky, skin, grass or a wall, however finely textured, they are alike. So structure
-is how much a patch of the fine level differs from its neighbours, on the scale of the model's calibration.
+There neighbouring patches differ; over sky, skin, grass or a wall, however finely textured, they are alike. So
+structure is how much a patch of the fine level differs from its neighbours, on the scale of the model's calibration.
 """
 
 from __future__ import annotations

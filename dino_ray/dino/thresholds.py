@@ -1,4 +1,4 @@
-"""The thresholds by which a source's tiles are guided and judged: the model's own, or, lacking those, made from the source."""
+"""The thresholds by which a source's tiles are guided and judged: the model's own, or such as the source gives."""
 
 from __future__ import annotations
 

@@ -93,7 +93,9 @@ def refine_batch(
             with watch("verify"):
                 first = None if tile.number in flat else Draft(next(pixels), asked)
                 made.append(
-                    verified(tile, first, lambda tile, effort: draft([tile], effort)[0], models.dino, task, guide)
+                    verified(
+                        tile, first, lambda tile, effort: draft([tile], effort)[0], models.dino, task, guide
+                    )
                 )
         return made
 
@@ -174,7 +176,7 @@ def _amend(
     rects: Sequence[Rect],
     levels: Sequence[float],
 ) -> Amend | None:
-    """What becomes of each prediction: less change where structure is, and a turn towards what DINO sees in the base."""
+    """What becomes of a prediction: less change where structure is, and a turn towards what DINO sees in the base."""
     changes: list[Amend] = []
     if task.adaptive > 0 and guide.structure is not None:
         changes.append(_restraint(task, guide, base, rects, levels))
@@ -209,9 +211,7 @@ def _restraint(
 
     assert guide.structure is not None
     _, _, h, w = base.shape
-    maps = [
-        change_map(guide.structure, task.scaling.source_box(rect), h, w, task.adaptive) for rect in rects
-    ]
+    maps = [change_map(guide.structure, task.scaling.source_box(rect), h, w, task.adaptive) for rect in rects]
     own = levels[0] * torch.from_numpy(np.stack(maps))[:, None].to(base.device)
     below = dict(pairwise(levels))
 

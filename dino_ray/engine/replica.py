@@ -123,7 +123,8 @@ class Replica:
         with watch("dino"):
             from dino_ray.dino import thresholds
 
-            guide = replace(guide, calibration=thresholds.of(dino, read, *size))
+            calibration = thresholds.of(dino, read, *size)
+            guide = replace(guide, calibration=calibration)
             if not (task.dino_tokens and task.dino_strength > 0) and not task.adaptive > 0:
                 return guide
             from dino_ray.dino.extract import extract
@@ -133,7 +134,7 @@ class Replica:
                 dino, read, *size, closed=task.grid.wrap, on_window=lambda done, total: heed(stop)
             )
             if task.adaptive > 0:
-                guide = replace(guide, structure=structure(features.fine, guide.calibration))
+                guide = replace(guide, structure=structure(features.fine, calibration))
             return replace(guide, features=features) if task.dino_tokens and task.dino_strength > 0 else guide
 
     def refine(
@@ -159,8 +160,8 @@ class Replica:
         pixels
             Of each tile, uint16 (tile_h, tile_w, bands); the bands are the canvas's: colour, then alpha.
         timings
-            Seconds per stage, over all tiles; what had to be done to fit the device's memory; and how faithful the tiles
-            are.
+            Seconds per stage, over all tiles; what had to be done to fit the device's memory; and how faithful the
+            tiles are.
 
         Raises
         ------
@@ -209,11 +210,11 @@ class Replica:
             source = _with_alpha(unit_range(read(window)), colour)
             bases.append(Tile(number, rect, _rgb(pixels[..., :colour]), source, window))
         refined = self._thrift.in_batches(bases, work, models.denoiser.save_memory)
-        pixels = [
+        made = [
             np.concatenate([_like(each.pixels, colour), base[..., colour:]], axis=-1)
             for each, base in zip(refined, tiles, strict=True)
         ]
-        return pixels, tuple(each.fidelity for each in refined)
+        return made, tuple(each.fidelity for each in refined)
 
     def dino_effect(self, task: ImageTask, guide: Guide, tile: int) -> DinoEffect:
         """How much DINO changes a tile, through tokens and guidance, against a strength of 0."""

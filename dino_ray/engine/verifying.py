@@ -122,6 +122,7 @@ def verified(
             break
         effort = draft.effort.gentler()
         draft = Draft(redo(tile, effort), effort)
+    assert reference is not None
     mended = _mended(pixels, base, reference, drift, alarm)
     if mended is None:
         return finish(base, "kept", first, retries)

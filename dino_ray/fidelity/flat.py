@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FLAT = 1.5 / 255
-"""Standard deviation, of a range of 1, below which a block shows nothing: the rounding of 8 bits and a faint gradient."""
+"""Standard deviation, of a range of 1, below which a block shows nothing: 8 bits' rounding and a faint gradient."""
 NOISES = 1.5
 """A block with no more contrast than so many standard deviations of the source's noise shows that alone."""
 BLOCK = 8

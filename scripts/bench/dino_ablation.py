@@ -1,4 +1,4 @@
-"""What does each control of faithfulness do? The bundled model on scikit-image's photographs, tile by tile, with and without.
+"""What does each control of faithfulness do? The bundled model on scikit-image's photographs, with and without.
 
 Photographs are reduced ×2 by PIL's bicubic filter. Cosines are of DINO's tokens against the base's, on crops that
 guidance does not see; PSNR is against the truth, over RGB.
@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -70,22 +71,25 @@ Measured = tuple[float, float, float]
 """PSNR, cosine, seconds: means over tiles."""
 
 
-def measure(opened: Sequence[Bench], every: int, options: Callable[[int], dict[str, Any]]) -> Measured:
-    """Of every so many-th tile; ``options`` of the task, by the tile's number."""
+def measure(opened: Sequence[Bench], every: int, task: dict[str, Any]) -> Measured:
+    """Of every so many-th tile, with fields of the task changed."""
     scores, cosines, seconds = [], [], []
     for bench in opened:
         for tile in bench.tiles()[::every]:
             start = time.perf_counter()
-            pixels, record = bench.refined(tile, **options(tile))
+            pixels, record = bench.refined(tile, **task)
             seconds.append(time.perf_counter() - start)
             scores.append(psnr(pixels, bench.truth_of(tile)))
-            cosines.append(record.cosine_mean if record.cosine_mean is not None else cosine_of(bench, tile, pixels))
+            cosines.append(
+                record.cosine_mean if record.cosine_mean is not None else cosine_of(bench, tile, pixels)
+            )
     return float(np.mean(scores)), float(np.mean(cosines)), float(np.mean(seconds))
 
 
 def cosine_of(bench: Bench, tile: int, pixels: Pixels) -> float:
     """Against the base, as verification would have it."""
     import torch
+
     from dino_ray.dino.drift import Reference
 
     dino = bench.replica.dino
@@ -101,9 +105,9 @@ def clean_start(photos: tuple[str, ...], every: int) -> tuple[Table, list[str]]:
     changes, ratios = [], []
     with benches(photos) as opened:
         for bench in opened:
-            measure([bench], 4, lambda tile: {})  # warm
-            off = measure([bench], every, lambda tile: {"dino_strength": 0.0})
-            on = measure([bench], every, lambda tile: {"dino_strength": 1.0})
+            measure([bench], 4, {})  # warm
+            off = measure([bench], every, {"dino_strength": 0.0})
+            on = measure([bench], every, {"dino_strength": 1.0})
             changes.append(on[0] - off[0])
             ratios.append(on[2] / off[2])
             out.add_row(
@@ -119,18 +123,16 @@ def clean_start(photos: tuple[str, ...], every: int) -> tuple[Table, list[str]]:
 
 def corrupted_start(photos: tuple[str, ...], every: int, seeds: int) -> tuple[Table, list[str]]:
     """Guidance on a model that starts from noise it was not told of."""
-    out = Table(title=f"corrupted start, noise {CORRUPTION}: mean of {seeds} seeds ± spread", title_justify="left")
+    out = Table(
+        title=f"corrupted start, noise {CORRUPTION}: mean of {seeds} seeds ± spread", title_justify="left"
+    )
     columns(out, "consistency", "strength", "PSNR dB", "cosine", "time / off")
     means: dict[tuple[float, float], np.ndarray] = {}
     with benches(photos, Corrupted) as opened:
         for consistency in (0.0, 1.0):
             for strength in STRENGTHS:
-                runs = np.array([
-                    measure(opened, every, lambda tile, s=seed: {  # type: ignore[misc]
-                        **ALONE, "consistency": consistency, "dino_strength": strength, "seed": s,
-                    })
-                    for seed in range(seeds)
-                ])  # fmt: skip
+                task = {**ALONE, "consistency": consistency, "dino_strength": strength}
+                runs = np.array([measure(opened, every, {**task, "seed": seed}) for seed in range(seeds)])
                 means[consistency, strength] = runs.mean(0)
                 spread = np.ptp(runs, axis=0) / 2
                 off = means[consistency, 0.0]
@@ -140,19 +142,24 @@ def corrupted_start(photos: tuple[str, ...], every: int, seeds: int) -> tuple[Ta
                     end_section=strength == STRENGTHS[-1],
                 )  # fmt: skip
     alone = [means[0.0, s] for s in STRENGTHS]
-    rising = all(b[0] > a[0] and b[1] > a[1] for a, b in zip(alone, alone[1:], strict=False))
+    rising = all(b[0] > a[0] and b[1] > a[1] for a, b in pairwise(alone))
     gain = alone[-1][0] - alone[0][0]
     beside = means[1.0, 1.0][0] - means[1.0, 0.0][0]
     return out, [
         verdict(rising, "corrupted start: PSNR and cosine rise with every strength"),
         verdict(gain >= 1, f"corrupted start, consistency off: {gain:+.2f} dB at strength 1 (wanted +1)"),
-        verdict(beside >= 0, f"corrupted start, consistency on: {beside:+.3f} dB at strength 1 (no loss wanted)"),
+        verdict(
+            beside >= 0, f"corrupted start, consistency on: {beside:+.3f} dB at strength 1 (no loss wanted)"
+        ),
     ]
 
 
 def colour(photos: tuple[str, ...], every: int) -> tuple[Table, list[str]]:
     """Casts, each tile its own."""
-    out = Table(title=f"a cast of up to {CAST} levels per tile: what is left of it, levels of 255", title_justify="left")
+    out = Table(
+        title=f"a cast of up to {CAST} levels per tile: steps left, levels of 255",
+        title_justify="left",
+    )
     columns(out, "--color-lock", "consistency", "mean step between tiles", "largest")
     left = {}
     with benches(photos, Casting, dino_strength=0.0) as cast, benches(photos, dino_strength=0.0) as plain:
@@ -170,7 +177,9 @@ def colour(photos: tuple[str, ...], every: int) -> tuple[Table, list[str]]:
                     end_section=consistency == 1,
                 )  # fmt: skip
     default = max(left["wavelet", 0.0], left["wavelet", 1.0])
-    return out, [verdict(default < 0.5, f"casts: a step of {default:.3f} levels is left at most (wanted below 0.5)")]
+    return out, [
+        verdict(default < 0.5, f"casts: a step of {default:.3f} levels is left at most (wanted below 0.5)")
+    ]
 
 
 def steps_between(cast: Bench, plain: Bench, every: int, task: dict[str, Any]) -> list[float]:
@@ -178,14 +187,16 @@ def steps_between(cast: Bench, plain: Bench, every: int, task: dict[str, Any]) -
     grid = cast.task.grid
     found = []
     for tile in cast.tiles()[::every]:
-        row, column = grid.tile_position(tile)
+        _, column = grid.tile_position(tile)
         if column + 1 == grid.xs.n_tiles or tile + 1 not in cast.tiles():
             continue
         start, stop = grid.xs.ramp(column)
         differences = []
         for bench in (cast, plain):
             parts = [
-                bench.refined(each, **task)[0][:, start - grid.tile_rect(each).x : stop - grid.tile_rect(each).x]
+                bench.refined(each, **task)[0][
+                    :, start - grid.tile_rect(each).x : stop - grid.tile_rect(each).x
+                ]
                 for each in (tile, tile + 1)
             ]
             differences.append(parts[1].mean((0, 1)) - parts[0].mean((0, 1)))
@@ -206,7 +217,9 @@ def verdict(good: bool, what: str) -> str:
 @click.command(help=(__doc__ or "").split("\n\n")[0])
 @click.option("--photos", multiple=True, default=PHOTOS, help="Of scikit-image, or files.")
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1))
-@click.option("--every", default=3, show_default=True, help="Of the tiles, one in so many.", type=click.IntRange(1))
+@click.option(
+    "--every", default=3, show_default=True, help="Of the tiles, one in so many.", type=click.IntRange(1)
+)
 @click.option("--check", is_flag=True, help="Exit with 1 where a figure falls short.")
 def main(photos: tuple[str, ...], seeds: int, every: int, check: bool) -> None:
     console = Console(width=120)

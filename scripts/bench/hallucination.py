@@ -1,10 +1,10 @@
 """Are tiles caught that show what is not in the picture, and mended?
 
 A model that draws into its tiles, whatever it is asked, refines scikit-image's photographs, which were reduced ×2 by
-PIL's bicubic filter: another image's patch, an object, another texture, a block with the colours of its place, 32 to 96 px
-a side, where they are seen (a change of 6 levels of 255 or more, root mean square). Caught: DINO's drift of the tile is
-over the threshold, which was calibrated on drawn pictures. False alarms are counted on the same tiles as the bundled model
-makes them, and as a perfect one would: the truth.
+PIL's bicubic filter: another image's patch, an object, another texture, a block with the colours of its place, 32 to
+96 px a side, where they are seen (a change of 6 levels of 255 or more, root mean square). Caught: DINO's drift of the
+tile is over the threshold, which was calibrated on drawn pictures. False alarms are counted on the same tiles as the
+bundled model makes them, and as a perfect one would: the truth.
 
     python scripts/bench/hallucination.py --sheet hallucination.png
 """
@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from training.images import picture  # noqa: E402
+from training.images import picture
 
 CAUGHT_WANTED, FALSE_WANTED, LOSS_WANTED = 0.95, 0.02, 1.0
 """Share of planted tiles, share of clean tiles, dB of the planted region against the base's own."""
@@ -51,7 +51,9 @@ class Case:
     base: float
 
 
-def donor_for(photo: str, kind: str, benches: list[Bench], drawn: list[Pixels], rng: np.random.Generator) -> Donor:
+def donor_for(
+    photo: str, kind: str, benches: list[Bench], drawn: list[Pixels], rng: np.random.Generator
+) -> Donor:
     """Squares of other photographs and of drawn pictures; for objects, of the latter only."""
     others = [] if "object" in kind else [bench.truth for bench in benches if bench.photo != photo]
 
@@ -87,7 +89,18 @@ def roc(planted: NDArray[np.float64], clean: NDArray[np.float64]) -> tuple[float
 
 def tables(cases: list[Case], clean: NDArray[np.float64], perfect: NDArray[np.float64]) -> list[Table]:
     caught = Table(title="planted, by kind and side", title_justify="left")
-    for name in ("kind", "side", "tiles", "caught", "blended", "retried", "kept", "planted dB", "mended dB", "base dB"):
+    for name in (
+        "kind",
+        "side",
+        "tiles",
+        "caught",
+        "blended",
+        "retried",
+        "kept",
+        "planted dB",
+        "mended dB",
+        "base dB",
+    ):
         caught.add_column(name, justify="left" if name == "kind" else "right")
     for kind in KINDS:
         for side in (*SIDES, None):
@@ -124,7 +137,9 @@ def sheet(rows: list[list[Pixels]]) -> Image.Image:
 @click.command(help=(__doc__ or "").split("\n\n")[0])
 @click.option("--photos", multiple=True, default=PHOTOS, help="Of scikit-image, or files.")
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1))
-@click.option("--each", default=6, show_default=True, help="Tiles per kind, side, seed.", type=click.IntRange(1))
+@click.option(
+    "--each", default=6, show_default=True, help="Tiles per kind, side, seed.", type=click.IntRange(1)
+)
 @click.option("--sheet", "sheet_path", type=click.Path(path_type=Path), help="Truth, base, planted, mended.")
 @click.option("--check", is_flag=True, help="Exit with 1 where a figure falls short.")
 def main(photos: tuple[str, ...], seeds: int, each: int, sheet_path: Path | None, check: bool) -> None:
@@ -140,7 +155,11 @@ def main(photos: tuple[str, ...], seeds: int, each: int, sheet_path: Path | None
         lively = [_lively(bench) for bench in opened]
         clean = np.array([alarm for alarms in lively for alarm in alarms.values()])
         perfect = np.array(
-            [_alarm_of_truth(*each, tile) for *each, t in zip(opened, plantings, lively, strict=True) for tile in t]
+            [
+                _alarm_of_truth(*each, tile)
+                for *each, t in zip(opened, plantings, lively, strict=True)
+                for tile in t
+            ]
         )
         for seed in range(seeds):
             drawn = [picture(1000 + seed, i, 512).astype(np.float32) / 255 for i in range(DRAWN)]

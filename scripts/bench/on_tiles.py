@@ -1,4 +1,4 @@
-"""Photographs as a replica sees them: reduced, laid out in tiles, each of which can be refined by itself, beside its truth."""
+"""Photographs as a replica sees them: reduced, laid out in tiles, each to be refined by itself, beside its truth."""
 
 from __future__ import annotations
 

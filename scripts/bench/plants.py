@@ -19,7 +19,7 @@ SIDES = (32, 48, 64, 96)
 EDGE = 3
 """canvas_px over which a plant fades into the tile."""
 LEAST_SEEN = 6 / 255
-"""Root mean square by which a plant changes its place; one that changes less is drawn again, for nobody would see it."""
+"""Root mean square by which a plant changes its place; one that changes less is drawn anew: nobody would see it."""
 BAND = 8
 """Of a texture that is swapped, what is coarser than this many px stays."""
 
