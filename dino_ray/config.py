@@ -121,12 +121,12 @@ class UpscaleConfig(BaseModel):
         description="Compare each refined tile with its base, as DINO sees them, and mend what has drifted. "
         "Default: yes.",
     )
-    consistency: float = Field(
-        default=1.0,
+    consistency: float | None = Field(
+        default=None,
         ge=0,
         le=1,
         description="How closely the result, reduced again, is to show the source, but for the source's own noise and "
-        "JPEG blocks; 0 is off.",
+        "JPEG blocks; 0 is off. Default: 1 from --scale 1.5 on, less below, 0 where nothing is enlarged.",
     )
     color_lock: Literal["wavelet", "adain", "off"] = Field(
         default="wavelet",

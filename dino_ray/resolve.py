@@ -177,7 +177,7 @@ def resolve(config: UpscaleConfig) -> Settings:
         dino_strength=strength,
         adaptive=config.adaptive if config.denoise > 0 else 0.0,
         verify=config.verify is not False and config.denoise > 0,
-        consistency=config.consistency if config.denoise > 0 else 0.0,
+        consistency=_consistency(config),
         color_lock=config.color_lock if config.denoise > 0 else "off",
         seed=config.seed,
         batch=config.batch,
@@ -185,6 +185,13 @@ def resolve(config: UpscaleConfig) -> Settings:
     )
     _check_tiles(settings)
     return settings
+
+
+def _consistency(config: UpscaleConfig) -> float:
+    """How closely the source is to be shown: all the way where the model has pixels of its own to draw between its."""
+    if config.denoise == 0:
+        return 0.0
+    return config.consistency if config.consistency is not None else min(1.0, 2 * (config.scale - 1))
 
 
 def replica_spec(config: UpscaleConfig, settings: Settings) -> ReplicaSpec:
@@ -195,7 +202,9 @@ def replica_spec(config: UpscaleConfig, settings: Settings) -> ReplicaSpec:
     takes_text = settings.model is not None and settings.model.takes_text
     return ReplicaSpec(
         upsampler=partial(_load_upsampler, settings.base, device),
-        denoiser=partial(_load_denoiser, model, device, config.dtype) if settings.model else None,
+        denoiser=partial(_load_denoiser, model, device, config.dtype, settings.dino_strength > 0)
+        if settings.model
+        else None,
         dino=partial(_load_dino, settings.dino, device) if settings.dino else None,
         text=partial(_encode_text, model, device, config.dtype) if takes_text else None,
         threads=config.threads,
@@ -341,10 +350,10 @@ def _load_upsampler(base: str, device: str) -> Upsampler:
     return upsample.load_net(pick_device(device))
 
 
-def _load_denoiser(model: str, device: str, dtype: str) -> Denoiser:
+def _load_denoiser(model: str, device: str, dtype: str, guided: bool) -> Denoiser:
     from dino_ray.diffusion import loading
 
-    return loading.load(model, device, DTYPES[dtype])
+    return loading.load(model, device, DTYPES[dtype], guided=guided)
 
 
 def _load_dino(name: str, device: str) -> Dino:

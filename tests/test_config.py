@@ -54,7 +54,10 @@ def test_an_option_that_cannot_be_is_refused_by_name(options: dict[str, object],
         ({"model": "none", "threads": 4}, "--threads has nothing to act on"),
         ({"sampler": "heun"}, "--sampler heun: differs from euler from --steps 2 on"),
         ({"denoise": 0, "steps": 5}, "--steps has nothing to act on"),
-        ({"dino": "bundled", "dino_strength": 0}, "--dino: --dino-strength 0 uses no features"),
+        (
+            {"dino": "bundled", "dino_strength": 0, "adaptive": 0, "verify": False},
+            "--dino: nothing uses it with --dino-strength 0",
+        ),
         ({"device": "cpu", "gpus_per_worker": 1}, "--gpus-per-worker: --device cpu uses none"),
         ({"model": "none", "tile": 100}, "--tile 100: must be a multiple of 16"),
         ({"model": "none", "tile": 64, "overlap": 48}, "--overlap 48: must be 0 to 32"),
@@ -71,10 +74,13 @@ def test_what_the_model_cannot_honour_is_refused_before_any_work(
         resolve(UpscaleConfig.parse(options))
 
 
-def test_denoise_0_needs_no_model_and_strength_0_no_dino() -> None:
+def test_denoise_0_needs_no_model_and_no_dino_is_loaded_for_nothing() -> None:
     assert resolve(UpscaleConfig(denoise=0)).model is None
     assert resolve(UpscaleConfig(denoise=0)).dino is None
-    assert resolve(UpscaleConfig(dino_strength=0)).dino is None
+    assert resolve(UpscaleConfig(dino_strength=0, adaptive=0, verify=False)).dino is None
+    for asked in ({"dino_strength": 0.1}, {"adaptive": 0.1}, {"verify": True}):
+        nothing = {"dino_strength": 0, "adaptive": 0, "verify": False}
+        assert resolve(UpscaleConfig(**{**nothing, **asked})).dino == "bundled", asked
     assert resolve(UpscaleConfig()).dino == "bundled"
 
 

@@ -114,7 +114,8 @@ def test_a_flux_folder_runs_through_the_whole_command(tmp_path: Path, kind: Any)
     assert result.exit_code == 0, result.output
     said = json.loads(report.read_text())
     assert said["model"]["family"] == "flux"
-    assert said["dino"] is None
+    assert said["dino"]["model"] == "bundled"
+    assert said["dino"]["strength"] == 0.5, "it attends to no features, and is guided all the same"
     assert {"text", "encode", "steps", "decode"} <= set(said["stages"])
     assert said["stages"]["text"]["count"] == 1, "the prompt is encoded once, whatever the number of tiles"
     assert said["tiles"] > 1
@@ -125,7 +126,7 @@ def test_a_flux_folder_runs_through_the_whole_command(tmp_path: Path, kind: Any)
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--dino-strength", "0.5"], "not trained to attend to DINO"),
+        (["--dino", "/nowhere"], "--dino /nowhere"),
         (["--cfg", "3"], "takes no guidance scale"),
     ],
 )

@@ -13,10 +13,10 @@ REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 """``owner/name``, as the hub spells its repositories."""
 
 
-def snapshot(repo: str, patterns: Iterable[str]) -> Path:
+def snapshot(repo: str, patterns: Iterable[str], *, cached: bool = False) -> Path:
     """A local folder that holds the files of ``repo`` matching ``patterns``, downloaded unless cached.
 
-    Without a network, what the cache has is used.
+    Without a network, or where ``cached`` says so, what the cache has is used.
 
     Raises
     ------
@@ -28,7 +28,9 @@ def snapshot(repo: str, patterns: Iterable[str]) -> Path:
     import huggingface_hub
 
     with _explained(repo):
-        return Path(huggingface_hub.snapshot_download(repo, allow_patterns=list(patterns)))
+        return Path(
+            huggingface_hub.snapshot_download(repo, allow_patterns=list(patterns), local_files_only=cached)
+        )
 
 
 def listing(repo: str, patterns: Iterable[str]) -> frozenset[str]:

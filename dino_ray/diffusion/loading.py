@@ -60,7 +60,7 @@ def describe(model: str) -> Description:
     return description
 
 
-def load(model: str, device: str = "auto", dtype: str = "auto") -> Denoiser:
+def load(model: str, device: str = "auto", dtype: str = "auto", *, guided: bool = False) -> Denoiser:
     """A replica's model, with weights on ``device``; text encoders are not touched.
 
     Parameters
@@ -71,6 +71,8 @@ def load(model: str, device: str = "auto", dtype: str = "auto") -> Denoiser:
         As torch spells it, or ``auto``: CUDA where there is one, else the CPU.
     dtype : {"auto", "float32", "bfloat16", "float16"}
         ``auto``: bfloat16 on CUDA, else float32; the bundled model always float32.
+    guided : bool
+        Whether predictions will be steered through ``sketch``, for which some families have a small decoder.
 
     Raises
     ------
@@ -95,7 +97,9 @@ def load(model: str, device: str = "auto", dtype: str = "auto") -> Denoiser:
     description = _describe(ref)
     schedule = flux_config.Schedule.from_config(model_files.configs(ref)["scheduler"], ref.name)
     model_files.check_weights(ref, _MODEL)
-    return flux.load(model_files.fetch(ref, _MODEL), schedule, description, device, pick_dtype(dtype, device))
+    tiny_vae = model_files.tiny_vae(ref) if guided else None
+    folder = model_files.fetch(ref, _MODEL)
+    return flux.load(folder, schedule, description, device, pick_dtype(dtype, device), tiny_vae)
 
 
 def encode_text(model: str, prompt: str, device: str = "auto", dtype: str = "auto") -> Mapping[str, Tensor]:

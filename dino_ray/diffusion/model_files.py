@@ -7,6 +7,7 @@ bundled model's format) or a hub id ``owner/name``.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,9 @@ from typing import Any, Literal
 from dino_ray.diffusion import hub
 from dino_ray.diffusion.bundled.spec import is_bundled
 from dino_ray.diffusion.catalogue import ALIASES
-from dino_ray.errors import UsageError
+from dino_ray.errors import DinoRayError, UsageError
+
+log = logging.getLogger(__name__)
 
 PIPELINES: Mapping[str, str] = {
     "FluxPipeline": "flux",
@@ -32,6 +35,9 @@ CONFIGS: Mapping[str, str] = {
     "scheduler": "scheduler/scheduler_config.json",
 }
 """Configuration file of each component that a description is made from."""
+
+TINY_VAE = "madebyollin/taef1"
+"""An ``AutoencoderTiny`` of FLUX.1's latents, under the MIT licence."""
 
 _INDEX = "model_index.json"
 _SHARDS = ".safetensors.index.json"
@@ -130,6 +136,22 @@ def fetch(ref: ModelRef, components: Iterable[str]) -> Path:
     if ref.kind == "folder":
         return Path(ref.location)
     return hub.snapshot(ref.location, [f"{part}/{kind}" for part in components for kind in _COMPONENT_FILES])
+
+
+def tiny_vae(ref: ModelRef) -> Path | None:
+    """The folder of a small decoder of FLUX.1's latents; None where none is to be had.
+
+    ``tiny_vae/`` in a model's folder; else ``TINY_VAE`` of the hub: from the cache or, for a model that came from
+    there as well, downloaded (10 MB).
+    """
+    own = Path(ref.location) / "tiny_vae"
+    if ref.kind == "folder" and own.is_dir():
+        return own
+    try:
+        return hub.snapshot(TINY_VAE, _COMPONENT_FILES, cached=ref.kind == "folder")
+    except DinoRayError:
+        log.info("%s is not here: guidance decodes by the whole VAE, which takes longer", TINY_VAE)
+        return None
 
 
 def check_weights(ref: ModelRef, components: Iterable[str]) -> None:

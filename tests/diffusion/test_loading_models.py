@@ -372,7 +372,8 @@ def test_online_only_configs_are_downloaded_to_describe(folder, monkeypatch):
 
     downloaded = []
 
-    def snapshot_download(repo, *, allow_patterns, dry_run=False):
+    def snapshot_download(repo, *, allow_patterns, dry_run=False, local_files_only=False):
+        assert not local_files_only
         if dry_run:
             return [SimpleNamespace(filename=name) for name in hub.names(folder, allow_patterns)]
         downloaded.extend(hub.names(folder, allow_patterns))

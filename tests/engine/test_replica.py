@@ -249,7 +249,7 @@ def test_a_base_that_does_not_fit_is_made_in_strips_of_the_same_pixels(tmp_path:
 # ---- the end, when asked for
 
 
-@pytest.mark.parametrize("asked", range(10))
+@pytest.mark.parametrize("asked", range(12))
 def test_a_call_ends_within_a_step_of_being_asked_to(task: ImageTask, asked: int) -> None:
     model, times = Hungry(fits=4), iter(range(99))
 
@@ -257,7 +257,7 @@ def test_a_call_ends_within_a_step_of_being_asked_to(task: ImageTask, asked: int
         return next(times) == asked
 
     replica = replica_of(model)
-    questions = 2 + 1 + task.steps + 1  # bases, encode, steps, decode
+    questions = 2 + 1 + task.steps + 1 + 2  # bases, encode, steps, decode, verification of each
     if asked >= questions:
         replica.refine(task, Guide(), TileCall(1, (0, 1)), stop)
         return
@@ -273,7 +273,7 @@ def test_preparation_ends_when_asked_to(tmp_path: Path) -> None:
     from dino_ray.dino import loading
 
     task = make_task(tmp_path)
-    task = ImageTask(task.source, task.scaling, task.grid, task.canvas, dino_strength=1)
+    task = ImageTask(task.source, task.scaling, task.grid, task.canvas, dino_tokens=True, dino_strength=1)
     replica = Replica(ReplicaSpec(upsampler=Lanczos, dino=lambda: loading.load("bundled")))
     with pytest.raises(Cancelled):
         replica.prepare(task, stop=lambda: True)

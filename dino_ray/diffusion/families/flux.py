@@ -170,9 +170,14 @@ class FluxDenoiser:
 
 
 def load(
-    folder: Path, schedule: Schedule, description: Description, device: str, dtype: torch.dtype
+    folder: Path,
+    schedule: Schedule,
+    description: Description,
+    device: str,
+    dtype: torch.dtype,
+    tiny_vae: Path | None = None,
 ) -> FluxDenoiser:
-    """The transformer and the VAE saved in ``folder``, on ``device``.
+    """The transformer and the VAE saved in ``folder``, on ``device``; from another folder the decoder for guidance.
 
     Raises
     ------
@@ -184,7 +189,17 @@ def load(
 
     transformer = _component(FluxTransformer2DModel, folder / "transformer", dtype).to(device)
     vae = _component(AutoencoderKL, folder / "vae", dtype).to(device)
-    return FluxDenoiser(transformer, vae, schedule, description)
+    tiny = None
+    if tiny_vae is not None:
+        from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+
+        tiny = _component(AutoencoderTiny, tiny_vae, dtype).to(device)
+        if tiny.config.latent_channels != description.latent_channels:
+            raise JobError(
+                f"{tiny_vae}: its latents have {tiny.config.latent_channels} channels, those of {description.name} "
+                f"{description.latent_channels}; take it away, or put the model's own tiny decoder there"
+            )
+    return FluxDenoiser(transformer, vae, schedule, description, tiny)
 
 
 def _component(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
