@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 Finished = Callable[[Image, Canvas | None, UpscaleReport], None]
 """Called with each finished image; its canvas can be read until this returns. None: an earlier run finished it."""
 
-Draw = Callable[[Job], Mapping[str, str]]
+Draw = Callable[[Job, UpscaleReport], Mapping[str, str]]
 """Makes pictures of a finished image's fidelity, while it is open; returns what each is, and where."""
 
 
@@ -135,7 +135,7 @@ def upscale_images(
                         image, job.canvas, config, settings, job.folder.manifest.poisoned, findings.ledger
                     )
                     if draw is not None and made.fidelity is not None:
-                        made = replace(made, fidelity={**made.fidelity, "files": draw(job)})
+                        made = replace(made, fidelity={**made.fidelity, "files": draw(job, made)})
                     finished(image, job.canvas, made)
                 job.folder.finish(note_of(image, settings, made), keep_note=several)
                 standing.done += 1
