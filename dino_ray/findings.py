@@ -38,17 +38,17 @@ class Findings:
     Records are not worth a job: where they can't be read or written, that is said once, and tiles are unrecorded. A
     full disk ends the job as it does elsewhere. A context manager: an early end writes what is still to be written.
 
-    Attributes
-    ----------
-    ledger
-        All of them.
-
     Parameters
     ----------
     folder
         Open; one that keeps nothing is left alone.
     n_tiles
         Tiles of the image.
+
+    Attributes
+    ----------
+    ledger
+        All of them.
     """
 
     def __init__(self, folder: JobFolder, n_tiles: int, clock: Callable[[], float] = time.monotonic) -> None:

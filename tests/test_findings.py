@@ -143,3 +143,17 @@ def test_a_full_disk_is_the_jobs_error(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(module, "open", failing(errno.ENOSPC), raising=False)
     with pytest.raises(JobError, match="the disk is full"):
         found.add([record(0)])
+
+
+def test_records_outlive_a_job_in_an_object_store(s3_bucket: str) -> None:
+    job = folder(f"{s3_bucket}/job")
+    for start in (0, 5):  # two runs, each cut short
+        found = Findings(job, N_TILES)
+        assert tiles(found) == list(range(start))
+        found.add([record(tile) for tile in range(start, start + 5)])
+        found.__exit__(KeyboardInterrupt, None, None)
+        job.leave(worth_keeping=True)
+        job = folder(job.place)
+    assert tiles(Findings(job, N_TILES)) == list(range(10))
+    job.remove()
+    assert not places.list_names(job.place)

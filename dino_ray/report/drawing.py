@@ -17,12 +17,12 @@ INK, PAPER = (230, 230, 230), (24, 24, 24)
 TEXT_PX = 13
 MARGIN = 8
 
-_LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 _BEHIND = 0.5
 """What is seen through transparent pixels."""
 
 
-def reduced(canvas: Canvas, width: int, height: int) -> NDArray[np.float64]:
+def reduced(canvas: Canvas, width: int, height: int) -> NDArray[np.float32]:
     """The mean of a canvas's pixels under each pixel of a smaller picture.
 
     The canvas is read once, by bands of rows.
@@ -48,9 +48,8 @@ def reduced(canvas: Canvas, width: int, height: int) -> NDArray[np.float64]:
         sums[first:last] += np.add.reduceat(rows, lefts, axis=1, dtype=np.uint64)
         top += len(band)
     columns = np.diff(np.append(lefts, canvas.width))
-    counts = np.diff(edges)[:, None, None] * columns[None, :, None]
-    means: NDArray[np.float64] = sums / counts / np.iinfo(canvas.dtype).max
-    return means
+    sums /= (np.diff(edges)[:, None] * columns)[..., None] * float(np.iinfo(canvas.dtype).max)
+    return sums.astype(np.float32)
 
 
 def visible(pixels: NDArray[Any]) -> NDArray[np.uint8]:
@@ -65,9 +64,9 @@ def visible(pixels: NDArray[Any]) -> NDArray[np.uint8]:
     return np.asarray(np.clip(np.rint(rgb * 255), 0, 255), np.uint8)
 
 
-def luma(rgb: NDArray[np.uint8]) -> NDArray[np.float64]:
+def luma(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Brightness of (h, w, 3), 0 to 255."""
-    brightness: NDArray[np.float64] = rgb @ _LUMA
+    brightness: NDArray[np.float32] = rgb @ _LUMA
     return brightness
 
 

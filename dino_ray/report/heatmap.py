@@ -78,31 +78,37 @@ def picture_size(width: int, height: int) -> tuple[int, int]:
 # ---- the map
 
 
-def _blend(beneath: NDArray[np.float64], drift: NDArray[np.float64]) -> NDArray[np.uint8]:
-    opacity = (_OPAQUE * np.minimum(drift / HEAT_ALARM, 1))[..., None]
-    pixels = beneath[..., None] * (1 - opacity) + coloured(drift) * opacity
+def _blend(beneath: NDArray[np.float32], drift: NDArray[np.float32]) -> NDArray[np.uint8]:
+    opacity = _OPAQUE * np.minimum(drift / HEAT_ALARM, 1)
+    pixels = coloured(drift)
+    pixels -= beneath[..., None]
+    pixels *= opacity[..., None]
+    pixels += beneath[..., None]
     high = np.pad(drift >= HEAT_ALARM, 1, mode="edge")
     inside = high[1:-1, :-2] & high[1:-1, 2:] & high[:-2, 1:-1] & high[2:, 1:-1]
     pixels[high[1:-1, 1:-1] & ~inside] = _CONTOUR
-    return np.asarray(np.rint(pixels), np.uint8)
+    return np.rint(pixels, out=pixels).astype(np.uint8)
 
 
-def coloured(drift: NDArray[np.float64]) -> NDArray[np.float64]:
+def coloured(drift: NDArray[np.float32]) -> NDArray[np.float32]:
     """The colour of each drift, levels of 255 both."""
     levels, colours = list(_SCALE), np.array(list(_SCALE.values()), float)
-    return np.stack([np.interp(drift, levels, colours[:, band]) for band in range(3)], axis=-1)
+    pixels = np.empty((*drift.shape, 3), np.float32)
+    for band in range(3):
+        pixels[..., band] = np.interp(drift, levels, colours[:, band])
+    return pixels
 
 
-def _drift(grid: Grid, heat: NDArray[np.uint8], width: int, height: int) -> NDArray[np.float64]:
+def _drift(grid: Grid, heat: NDArray[np.uint8], width: int, height: int) -> NDArray[np.float32]:
     """The drift under each pixel of the picture, between the middles of squares in proportion."""
     columns, x, fx = _squares(grid.xs, width)
     rows, y, fy = _squares(grid.ys, height)
     tiles = rows[:, None] * grid.xs.n_tiles + columns
-    drift = np.zeros((height, width))
+    drift = np.zeros((height, width), np.float32)
     for dy, wy in ((0, 1 - fy), (1, fy)):
         for dx, wx in ((0, 1 - fx), (1, fx)):
             down, across = np.minimum(y + dy, HEAT_SIDE - 1)[:, None], np.minimum(x + dx, HEAT_SIDE - 1)
-            drift += wy[:, None] * wx * heat[tiles, down, across]
+            drift += (wy[:, None] * wx).astype(np.float32) * heat[tiles, down, across]
     return drift
 
 
@@ -187,8 +193,9 @@ def _with_legend(image: Image.Image, fidelity: Mapping[str, Any], given_up: int)
 
 
 def _draw_scale(image: Image.Image, draw: ImageDraw.ImageDraw, top: int) -> None:
-    levels = np.broadcast_to(np.linspace(0, 255, _BAR[0]), _BAR[::-1])
-    image.paste(Image.fromarray(_blend(np.full(levels.shape, float(_DARKEST)), levels)), (MARGIN, top))
+    levels = np.broadcast_to(np.linspace(0, 255, _BAR[0], dtype=np.float32), _BAR[::-1])
+    ground = np.full(levels.shape, _DARKEST, np.float32)
+    image.paste(Image.fromarray(_blend(ground, levels)), (MARGIN, top))
     at = MARGIN + round(HEAT_ALARM / 255 * _BAR[0])
     for x, text in ((MARGIN, "drift 0"), (at, "alarm"), (MARGIN + _BAR[0], "twice that")):
         draw.line((x, top, x, top + _BAR[1] + 3), fill=_CONTOUR)

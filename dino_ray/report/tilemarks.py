@@ -12,7 +12,7 @@ MARKS: dict[str, tuple[tuple[int, int, int], Form]] = {
     "blended": ((86, 180, 233), "outline"),
     "retried": ((0, 200, 150), "double"),
     "kept": ((240, 170, 215), "crossed"),
-    "skipped": ((205, 205, 205), "corners"),
+    "skipped": ((175, 175, 175), "corners"),
     "given up": ((255, 255, 255), "crossed"),
 }
 """Action to colour and form. The hues are among those that Okabe and Ito found all kinds of eyes to tell apart (*Color
