@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from dino_ray.fidelity.record import HEAT_SIDE, TileFidelity
@@ -15,16 +16,17 @@ from dino_ray.raster.canvas import Canvas
 from dino_ray.raster.store import Pixels
 from dino_ray.report.drawing import MARGIN, PAPER, TEXT_PX, text_width, visible, write
 from dino_ray.upsample import Lanczos, base_tile
+from dino_ray.upsample.lanczos import Array
 
 if TYPE_CHECKING:
     from dino_ray.engine.protocol import Readable
 
 COUNT = 5
 SIDE = 384
-"""Of a crop, px at most: pixels are shown as they are, so of a larger tile the part that has drifted most."""
+"""Of a crop, px at most: pixels are not reduced, so of a larger tile the part that has drifted most is shown."""
 
 _CAPTION = TEXT_PX + 8
-_HEADING = ("source, enlarged by Lanczos", "result")
+_HEADING = ("before: the source, enlarged by Lanczos", "after: the result")
 
 
 def worst_tiles(
@@ -40,8 +42,8 @@ def worst_tiles(
     for tile in ledger.worst(COUNT):
         record = ledger.of(tile)
         rect = telling_part(grid, record)
-        before = visible(base_tile(source.read, rect, scaling, Lanczos()))
-        rows.append((caption(record, rect), before, visible(_read(canvas, rect, grid.wrap))))
+        before = base_tile(source.read, rect, scaling, Lanczos())
+        rows.append((caption(record, rect), _shown(before), _shown(_read(canvas, rect, grid.wrap))))
     return _table(rows) if rows else None
 
 
@@ -82,8 +84,14 @@ def _read(canvas: Canvas, rect: Rect, wrap: bool) -> Pixels:
     return np.concatenate([canvas.read(part) for part in parts], axis=1)
 
 
+def _shown(pixels: Pixels | Array) -> NDArray[np.uint8]:
+    """A crop; of a small one each pixel as a square, as large as fits."""
+    times = max(1, SIDE // max(pixels.shape[:2]))
+    return visible(pixels).repeat(times, axis=0).repeat(times, axis=1)
+
+
 def _table(rows: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> Image.Image:
-    side = max(before.shape[1] for _, before, _ in rows)
+    side = max(text_width(_HEADING[0]), *(before.shape[1] for _, before, _ in rows))
     second = 2 * MARGIN + side
     texts = [text for text, _, _ in rows]
     width = MARGIN + max(second + max(side, text_width(_HEADING[1])), *map(text_width, texts))

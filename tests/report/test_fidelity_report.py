@@ -20,8 +20,10 @@ from judging import judged
 from PIL import Image
 
 from dino_ray import job, places, upscale
+from dino_ray.batch import check_replaced
 from dino_ray.cli import main
 from dino_ray.engine.protocol import TileCall, TilesDone, Timings
+from dino_ray.errors import UsageError
 from dino_ray.raster.canvas import Canvas
 from dino_ray.report import pictures
 from dino_ray.report.narration import in_one_line, plain_fields
@@ -215,6 +217,14 @@ def test_a_picture_takes_the_place_of_no_input_and_no_output(work: Path, output:
     os.rename(output, "in.png")
     os.mkdir(output)
     assert "is a folder" in dino_ray("upscale", "in.png", "-o", "out.png", "--report", "r.json").stderr
+
+
+def test_a_job_from_a_file_writes_its_pictures_over_no_file_that_is_none(work: Path) -> None:
+    (work / "r-heat.png").write_text("dear reader")
+    with pytest.raises(UsageError, match=r"r-heat.png: the job would write over it, and it is no image"):
+        check_replaced("out.png", "r.json")
+    os.replace(photo(work / "old.png"), work / "r-heat.png")
+    check_replaced("out.png", "r.json")
 
 
 def test_pictures_that_can_not_be_made_cost_no_job(
