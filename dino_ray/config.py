@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
 
 from dino_ray.errors import UsageError
 from dino_ray.workers import MOST_WORKERS, Workers
@@ -23,6 +32,19 @@ def _on_or_off(value: Any) -> Any:
 
 Wrap = Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)]
 Depth = Annotated[Literal[8, 16], BeforeValidator(_number)]
+
+
+Preset = Literal["conservative", "balanced", "creative"]
+
+PRESETS: Mapping[Preset, Mapping[str, float]] = {
+    "conservative": {"denoise": 0.15, "dino_strength": 1.0, "adaptive": 0.75},
+    "balanced": {"denoise": 0.25, "dino_strength": 0.6, "adaptive": 0.5},
+    "creative": {"denoise": 0.45, "dino_strength": 0.3, "adaptive": 0.25},
+}
+"""What a preset sets, of the options that are not given."""
+
+PRESET_STEPS: Mapping[Preset, int] = {"conservative": 1, "balanced": 1, "creative": 2}
+"""By what it multiplies the steps that suit the model: who starts from more noise has farther to go."""
 
 
 class UpscaleConfig(BaseModel):
@@ -44,6 +66,11 @@ class UpscaleConfig(BaseModel):
         default="auto",
         description="What every tile starts from: the bundled ×2 net, or Lanczos resampling. "
         "auto: lanczos with --model none, else net.",
+    )
+    preset: Preset | None = Field(
+        default=None,
+        description="How much may change, all at once: sets --denoise, --dino-strength, --adaptive and --steps where "
+        "they are not given.",
     )
     denoise: float = Field(
         default=0.25,
@@ -73,11 +100,37 @@ class UpscaleConfig(BaseModel):
     dino: str = Field(
         default="auto",
         min_length=1,
-        description="DINO model whose features steer the tiles: bundled, a hub id or a folder. "
-        "auto: the one the model was trained with.",
+        description="DINO model that guides and judges the tiles: bundled, dinov2-base, a hub id or a folder. "
+        "auto: the one the model was trained with; else dinov2-base if it is in the local cache, or the bundled one.",
     )
     dino_strength: float | None = Field(
-        default=None, ge=0, le=1, description="How strongly DINO features steer the tiles; 0 is off."
+        default=None,
+        ge=0,
+        le=1,
+        description="How strongly DINO holds the tiles to what the image shows, while they are made; 0 is off.",
+    )
+    adaptive: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="How much less may change where structure is (edges of things, faces, lettering) than where "
+        "texture is; flat tiles are left to the base. 0: the same everywhere, and every tile is refined.",
+    )
+    verify: bool | None = Field(
+        default=None,
+        description="Compare each refined tile with its base, as DINO sees them, and mend what has drifted. "
+        "Default: yes.",
+    )
+    consistency: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="How closely the result, reduced again, is to show the source, but for the source's own noise and "
+        "JPEG blocks; 0 is off.",
+    )
+    color_lock: Literal["wavelet", "adain", "off"] = Field(
+        default="wavelet",
+        description="Keeps colours: wavelet takes large areas' from the base, adain each tile's mean and contrast.",
     )
     seed: int = Field(default=0, ge=0, lt=2**64, description="Seed of the noise field.")
     wrap: Wrap = Field(
@@ -160,6 +213,13 @@ class UpscaleConfig(BaseModel):
         description="Every node of the cluster sees --job-dir under the same name, so merges run anywhere. "
         "A URL always counts as shared.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, options: Any) -> Any:
+        if not isinstance(options, Mapping) or options.get("preset") not in PRESETS:
+            return options
+        return {**PRESETS[options["preset"]], **{k: v for k, v in options.items() if v is not None}}
 
     @classmethod
     def parse(cls, options: dict[str, Any], where: str = "") -> UpscaleConfig:

@@ -21,6 +21,7 @@ from dino_ray.engine.protocol import (
     ImageTask,
     JobEvent,
     Listener,
+    Readable,
     ReplicaReady,
     StageStarted,
     TilePoisoned,
@@ -165,7 +166,8 @@ def _upscale(job: Job, settings: Settings, engine_room: _EngineRoom, listen: Lis
     """One image's way through the system."""
     image, done = job.image, job.cells_done
     if len(done) < image.grid.n_cells:
-        task = _task(job, settings)
+        shared = is_shared(job.folder, settings)
+        task = image_task(image, job.source, job.canvas, settings, shared=shared)
         listen(StageStarted("workers"))
         engine = engine_room.engine()
         listen(StageStarted("features"))
@@ -173,7 +175,7 @@ def _upscale(job: Job, settings: Settings, engine_room: _EngineRoom, listen: Lis
         listen(ImageStarted(image.info.name, image.grid, engine.replicas, cost, len(done)))
         listen(StageStarted("tiles"))
         listen(drive(engine, task, guide, _noting(job, engine_room, listen), cells_done=done))
-        if settings.dino is not None:
+        if settings.dino is not None and settings.dino_strength > 0:
             listen(_measure_dino(engine, task, guide))
     else:
         listen(ImageStarted(image.info.name, image.grid, 0, Timings(), len(done)))
@@ -185,22 +187,25 @@ def _upscale(job: Job, settings: Settings, engine_room: _EngineRoom, listen: Lis
     listen(ImageDone(image.output_name))
 
 
-def _task(job: Job, settings: Settings) -> ImageTask:
+def image_task(
+    image: Image, source: Readable, canvas: Canvas, settings: Settings, *, shared: bool = False
+) -> ImageTask:
+    """What replicas and merges must know of an image."""
     return ImageTask(
-        source=job.source,
-        scaling=job.image.scaling,
-        grid=job.image.grid,
-        canvas=job.canvas,
-        denoise=settings.denoise,
-        steps=settings.steps,
-        sampler=settings.sampler,
-        seed=settings.seed,
-        cfg=settings.cfg,
-        prompt=settings.prompt,
-        dino_strength=settings.dino_strength,
-        batch=settings.batch,
-        shared=is_shared(job.folder, settings),
+        source=source,
+        scaling=image.scaling,
+        grid=image.grid,
+        canvas=canvas,
+        **{name: getattr(settings, name) for name in _TASK_SETTINGS},
+        shared=shared,
     )
+
+
+_TASK_SETTINGS = (
+    *("denoise", "steps", "sampler", "seed", "cfg", "prompt", "batch"),
+    *("dino_tokens", "dino_strength", "adaptive", "verify", "consistency", "color_lock"),
+)
+"""Settings that a tile's pixels depend on, by the same name in ``Settings`` and ``ImageTask``."""
 
 
 def _measure_dino(engine: Engine, task: ImageTask, guide: Handle) -> DinoEffect:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from dino_ray.config import UpscaleConfig, option_name
+from dino_ray.config import PRESET_STEPS, UpscaleConfig, option_name
 from dino_ray.errors import UsageError
 from dino_ray.plan.geometry import Grid, Scaling, make_grid
 from dino_ray.raster.export import ExportOptions
@@ -37,7 +37,17 @@ BASE_MULTIPLE = 16
 DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """The command line's short names to torch's."""
 
-MODEL_OPTIONS = ("steps", "sampler", "prompt", "cfg", "dino", "dino_strength", "seed", "dtype", "batch")
+TOKENS_STRENGTH, GUIDANCE_STRENGTH = 1.0, 0.5
+"""``--dino-strength`` unless the user says otherwise: of a model that was trained on DINO's tokens at full strength,
+and of one that is only guided."""
+
+GOOD_DINO = "dinov2-base"
+"""Guides and judges models that were trained with none: as large as its use on tiles allows, and no longer to load."""
+
+MODEL_OPTIONS = (
+    *("preset", "steps", "sampler", "prompt", "cfg", "dino", "dino_strength", "adaptive", "verify"),
+    *("consistency", "color_lock", "seed", "dtype", "batch"),
+)
 """Options that only a diffusion model can honour."""
 
 TORCH_OPTIONS = ("device", "threads", "gpus_per_worker")
@@ -61,8 +71,14 @@ class Settings:
     overlap: int
     multiple: int
     dino: str | None
-    """None: no DINO features."""
+    """None: no DINO model takes part."""
+    dino_tokens: bool
+    """The diffusion model attends to DINO features of the source."""
     dino_strength: float
+    adaptive: float
+    verify: bool
+    consistency: float
+    color_lock: Literal["wavelet", "adain", "off"]
     seed: int
     batch: int
     """Tiles that a replica refines at once; 1 without a model."""
@@ -133,7 +149,9 @@ def resolve(config: UpscaleConfig) -> Settings:
         _refuse(
             config, MODEL_OPTIONS, "has nothing to act on: --denoise 0 keeps the base; leave one of them out"
         )
-    steps = config.steps if config.steps is not None else model.steps
+    steps = config.steps
+    if steps is None:
+        steps = model.steps * (PRESET_STEPS[config.preset] if config.preset else 1)
     if config.sampler == "heun" and steps == 1:
         raise UsageError(
             "--sampler heun: differs from euler from --steps 2 on; raise --steps or leave it out"
@@ -155,7 +173,12 @@ def resolve(config: UpscaleConfig) -> Settings:
         overlap=overlap,
         multiple=model.pixel_multiple,
         dino=dino,
+        dino_tokens=model.dino_dim is not None,
         dino_strength=strength,
+        adaptive=config.adaptive if config.denoise > 0 else 0.0,
+        verify=config.verify is not False and config.denoise > 0,
+        consistency=config.consistency if config.denoise > 0 else 0.0,
+        color_lock=config.color_lock if config.denoise > 0 else "off",
         seed=config.seed,
         batch=config.batch,
         **_around(config),
@@ -188,7 +211,7 @@ def _refuse(config: UpscaleConfig, fields: Sequence[str], why: str) -> None:
 
 
 def _without_model(config: UpscaleConfig) -> Settings:
-    _refuse(config, ("denoise", *MODEL_OPTIONS), "needs a diffusion model; leave it out with --model none")
+    _refuse(config, (*MODEL_OPTIONS, "denoise"), "needs a diffusion model; leave it out with --model none")
     if config.base != "net":
         _refuse(
             config, TORCH_OPTIONS, "has nothing to act on: Lanczos resampling runs as it is; leave it out"
@@ -207,7 +230,12 @@ def _without_model(config: UpscaleConfig) -> Settings:
         overlap=config.overlap if config.overlap is not None else 0,  # a base's tiles need no seams
         multiple=BASE_MULTIPLE,
         dino=None,
+        dino_tokens=False,
         dino_strength=0.0,
+        adaptive=0.0,
+        verify=False,
+        consistency=0.0,
+        color_lock="off",
         seed=0,
         batch=1,
         **_around(config),
@@ -261,29 +289,46 @@ def _check_conditioning(config: UpscaleConfig, model: Description) -> None:
 
 
 def _dino(config: UpscaleConfig, model: Description) -> tuple[str | None, float]:
-    """The DINO model to extract with, and the strength; (None, 0) where nothing would attend to its features."""
-    if model.dino_dim is None:
-        if config.dino_strength or config.dino != "auto":
-            raise UsageError(
-                f"--dino, --dino-strength: the model {model.name} was not trained to attend to DINO features; "
-                "leave them out, or use --model bundled"
-            )
+    """The DINO model to load and the strength to guide with; (None, 0) where nothing asks for one."""
+    attends = model.dino_dim is not None
+    strength = config.dino_strength
+    if strength is None:
+        strength = TOKENS_STRENGTH if attends else GUIDANCE_STRENGTH
+    if config.denoise == 0:
         return None, 0.0
-    strength = 1.0 if config.dino_strength is None else config.dino_strength
-    name = "bundled" if config.dino == "auto" else config.dino
-    if strength == 0 and config.dino != "auto":
-        raise UsageError("--dino: --dino-strength 0 uses no features; leave one of them out")
-    if strength == 0 or config.denoise == 0:
+    if strength == 0 and config.adaptive == 0 and config.verify is False:
+        if config.dino != "auto":
+            raise UsageError(
+                "--dino: nothing uses it with --dino-strength 0, --adaptive 0 and --no-verify; leave one of them out"
+            )
         return None, 0.0
     from dino_ray.dino import loading
 
+    name = config.dino if config.dino != "auto" else _suitable_dino(model)
     facts = loading.describe(name)
-    if 2 * facts.dim != model.dino_dim:  # a token is a coarse feature and a fine one
+    if (
+        attends and strength > 0 and 2 * facts.dim != model.dino_dim
+    ):  # a token is a coarse feature and a fine one
+        assert model.dino_dim is not None
         raise UsageError(
             f"--dino {name}: its features have {facts.dim} channels, and the model {model.name} was trained on "
-            f"{model.dino_dim // 2}; use the DINO model it was trained with"
+            f"{model.dino_dim // 2}; use the DINO model it was trained with, or --dino-strength 0"
         )
     return name, strength
+
+
+def _suitable_dino(model: Description) -> str:
+    """The DINO model that a diffusion model was trained with; else the best one that is at hand."""
+    from dino_ray.dino import loading
+
+    if model.dino_dim is not None or loading.is_cached(GOOD_DINO):
+        return loading.BUNDLED if model.dino_dim is not None else GOOD_DINO
+    log.warning(
+        "DINOv2 is not in the local cache: the small bundled DINO guides and judges the tiles; "
+        "--dino %s fetches a better one (0.4 GB)",
+        GOOD_DINO,
+    )
+    return loading.BUNDLED
 
 
 def _load_upsampler(base: str, device: str) -> Upsampler:

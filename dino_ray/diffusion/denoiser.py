@@ -99,6 +99,13 @@ class Denoiser(Protocol):
         """Latents (B, C, h, w) to pixels (B, 3, H, W), nominally in [0, 1] and not clipped."""
         ...
 
+    def sketch(self, latents: Tensor) -> Tensor:
+        """As ``decode``, or nearly so, as cheap as can be, and with a gradient for the latents where one is asked for.
+
+        Guidance looks through it.
+        """
+        ...
+
     def sigmas(self, denoise: float, steps: int, size: tuple[int, int]) -> Tensor:
         """Noise levels, float32 (steps + 1,), from ``denoise`` exactly down to 0; ``size``: latent (h, w)."""
         ...

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 Method = Literal["euler", "heun"]
 METHODS: tuple[Method, ...] = get_args(Method)
 
+if TYPE_CHECKING:
+    Amend = Callable[[Tensor, float], Tensor]
+    """Changes a predicted x0 (B, C, h, w), given the noise level that it was predicted at; guidance is one."""
+
 
 def sample(
     denoiser: Denoiser,
@@ -28,6 +32,7 @@ def sample(
     conditioning: Conditioning,
     method: Method = "euler",
     before_step: Callable[[int], None] | None = None,
+    amend: Amend | None = None,
 ) -> Tensor:
     """Follow ``sigmas`` from noisy latents to clean ones.
 
@@ -43,6 +48,8 @@ def sample(
         Heun calls the model twice a step, except on a step to 0.
     before_step : callable, optional
         Told the index of each step before it runs; raise from it to stop.
+    amend : callable, optional
+        Changes each prediction before it is used.
 
     Returns
     -------
@@ -53,7 +60,7 @@ def sample(
     for i, (sigma, to) in enumerate(pairwise(levels)):
         if before_step is not None:
             before_step(i)
-        x = step(denoiser, x, sigma, to, conditioning, method)
+        x = step(denoiser, x, sigma, to, conditioning, method, amend)
     return x
 
 
@@ -64,27 +71,33 @@ def step(
     to: float,
     conditioning: Conditioning,
     method: Method = "euler",
+    amend: Amend | None = None,
 ) -> Tensor:
     """Latents ``x`` at noise level ``sigma``, taken to a lower level ``to`` (>= 0) by one step."""
-    return _STEPS[method](denoiser, x, sigma, to, conditioning)
+
+    def predict(x: Tensor, sigma: float) -> Tensor:
+        x0 = denoiser.predict(x, sigma, conditioning)
+        return x0 if amend is None else amend(x0, sigma)
+
+    return _STEPS[method](predict, x, sigma, to)
 
 
-def _euler(denoiser: Denoiser, x: Tensor, sigma: float, to: float, conditioning: Conditioning) -> Tensor:
+def _euler(predict: Callable[[Tensor, float], Tensor], x: Tensor, sigma: float, to: float) -> Tensor:
     """First order: along the straight line from ``x`` to the x0 seen from it; a step to 0 is that x0."""
-    x0 = denoiser.predict(x, sigma, conditioning)
+    x0 = predict(x, sigma)
     return x0 + (to / sigma) * (x - x0)
 
 
-def _heun(denoiser: Denoiser, x: Tensor, sigma: float, to: float, conditioning: Conditioning) -> Tensor:
+def _heun(predict: Callable[[Tensor, float], Tensor], x: Tensor, sigma: float, to: float) -> Tensor:
     """Second order, the paper's algorithm 1: along the mean of the slopes at both ends of Euler's step.
 
     At 0 there is no slope to see: the step to it is Euler's.
     """
     if to == 0:
-        return _euler(denoiser, x, sigma, to, conditioning)
-    slope = (x - denoiser.predict(x, sigma, conditioning)) / sigma
+        return _euler(predict, x, sigma, to)
+    slope = (x - predict(x, sigma)) / sigma
     ahead = x + (to - sigma) * slope
-    slope_ahead = (ahead - denoiser.predict(ahead, to, conditioning)) / to
+    slope_ahead = (ahead - predict(ahead, to)) / to
     return x + (to - sigma) * (slope + slope_ahead) / 2
 
 

@@ -196,6 +196,12 @@ def _windows(tokens: int, patch: int, closed: bool = False) -> _Windows:
     return _Windows((*range(0, tokens - side, side // 2), tokens - side), side)
 
 
+def even_starts(tokens: int, side: int) -> tuple[int, ...]:
+    """Where the fewest windows of at most ``side`` tokens begin that cover ``tokens``, evenly spread."""
+    count = -(-tokens // side)
+    return tuple(i * (tokens - side) // (count - 1) for i in range(count)) if count > 1 else (0,)
+
+
 class _HannMean:
     """Hann-weighted mean of overlapping windows; float32 sums are held for one row of windows at a time."""
 

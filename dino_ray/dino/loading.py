@@ -196,6 +196,17 @@ def load(name: str = BUNDLED, device: str = "cpu", dtype: Dtype = "float32") -> 
     return Dino(facts, model, torch.device(device))
 
 
+def is_cached(name: str) -> bool:
+    """Whether a hub's model lies in the local cache; asks no network."""
+    import huggingface_hub
+
+    repo = ALIASES.get(name, name)
+    return all(
+        isinstance(huggingface_hub.try_to_load_from_cache(repo, file), str)
+        for file in ("config.json", "model.safetensors")
+    )
+
+
 def _folder(name: str) -> Path | None:
     """The local folder that ``name`` means, or None where it can only be a hub id."""
     if name == BUNDLED:

@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     import numpy as np
 
     from dino_ray.diffusion.denoiser import Denoiser
-    from dino_ray.dino.features import FeatureMap
+    from dino_ray.dino.calibration import Calibration
+    from dino_ray.dino.features import FeatureLevel, FeatureMap
     from dino_ray.dino.loading import Dino
+    from dino_ray.fidelity.colour import ColourLock
+    from dino_ray.fidelity.grain import Grain
     from dino_ray.upsample import Upsampler
 
 Handle = object
@@ -49,7 +52,7 @@ class ReplicaSpec:
     denoiser: Callable[[], Denoiser] | None = None
     """None: the base alone."""
     dino: Callable[[], Dino] | None = None
-    """None: nothing attends to DINO features."""
+    """None: nothing is guided or verified by DINO."""
     text: Callable[[str], Mapping[str, np.ndarray]] | None = None
     """Prompt to embeddings; None where the model takes no text. Only one replica, for one call, holds the encoders."""
     threads: int = 1
@@ -63,6 +66,13 @@ class Guide:
     """What is computed once per image and steers all of its tiles; numpy arrays, so that replicas share one copy."""
 
     features: FeatureMap | None = None
+    """None: the model attends to none."""
+    structure: FeatureLevel | None = None
+    """Where the source has structure that must not change; None: nobody asks."""
+    calibration: Calibration | None = None
+    """Thresholds of the DINO model that guides and judges; None: there is none."""
+    grain: Grain | None = None
+    """How far the source's own pixels are to be believed; None: nobody asks."""
     text: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
@@ -80,7 +90,17 @@ class ImageTask:
     seed: int = 0
     cfg: float | None = None
     prompt: str = ""
+    dino_tokens: bool = False
+    """Whether the model attends to the source's features."""
     dino_strength: float = 0.0
+    """Of those, and of guidance; 0: neither."""
+    adaptive: float = 0.0
+    """What part of the change is withheld where structure is; from above 0 on, flat tiles are left to the base."""
+    verify: bool = False
+    """Whether tiles are compared with their base by DINO, and mended."""
+    consistency: float = 0.0
+    """What part of a refined tile's difference from the source, at the source's size, is taken out."""
+    color_lock: ColourLock = "off"
     batch: int = 1
     """Tiles that a replica refines at once. Which tiles go together is fixed by the plan, since pixels can depend on
     it; only tiles of a batch that keeps failing are tried one by one."""

@@ -1,8 +1,10 @@
-"""The model's part of a replica's work: tiles of the base in, as one batch, and refined tiles out."""
+"""The model's part of a replica's work: tiles of the base in, as one batch, and refined, verified tiles out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,37 +12,63 @@ import numpy as np
 from dino_ray.diffusion.denoiser import Conditioning, DinoTokens
 from dino_ray.diffusion.sampler import sample
 from dino_ray.engine.protocol import Guide, ImageTask
+from dino_ray.engine.verifying import Draft, Refined, Tile, verified
 from dino_ray.engine.watch import Stop, Stopwatch, heed
+from dino_ray.fidelity.flat import is_flat
 from dino_ray.plan import noise
 from dino_ray.plan.geometry import Rect
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from dino_ray.diffusion.denoiser import Denoiser
+    from dino_ray.diffusion.sampler import Amend
+    from dino_ray.dino.loading import Dino
+
+
+@dataclass(frozen=True)
+class Models:
+    """What a replica refines with."""
+
+    denoiser: Denoiser
+    dino: Dino | None = None
+    """None: nothing is guided or verified by DINO."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How far a draft may go from its base, and how firmly it is held to it."""
+
+    denoise: float
+    strength: float
+
+    def gentler(self) -> Effort:
+        """For another try: half the noise, and half of what guidance lacks of its full strength."""
+        return Effort(self.denoise / 2, (1 + self.strength) / 2)
 
 
 def refine_batch(
-    denoiser: Denoiser,
-    tiles: Sequence[tuple[Rect, np.ndarray]],
+    models: Models,
+    tiles: Sequence[Tile],
     task: ImageTask,
     guide: Guide,
     watch: Stopwatch,
     stop: Stop,
-) -> list[np.ndarray]:
-    """Refine tiles, all at once.
+) -> list[Refined]:
+    """Refine tiles, all at once, and see that they are true to their source, one by one.
 
     Parameters
     ----------
     tiles
-        Of each its place, canvas_px, and its base, float32 (h, w, 3) in [0, 1]; all of one size.
+        All of one size.
     watch
-        Gets the seconds of ``encode``, ``steps`` and ``decode``.
+        Gets the seconds of ``encode``, ``steps``, ``decode`` and ``verify``.
 
     Returns
     -------
     list
-        Of each tile, float32 (h, w, 3), nominally in [0, 1].
+        Of each tile its pixels, float32 (h, w, 3), nominally in [0, 1], and what is known of their faithfulness.
 
     Raises
     ------
@@ -49,21 +77,59 @@ def refine_batch(
     """
     import torch
 
-    rects, device = [rect for rect, _ in tiles], denoiser.device
+    asked = Effort(task.denoise, task.dino_strength)
+    grain = guide.grain.noise if guide.grain is not None else 0.0
+    flat = {tile.number for tile in tiles if task.adaptive > 0 and is_flat(tile.base, grain)}
+
+    def draft(tiles: Sequence[Tile], effort: Effort) -> Tensor:
+        return _draft(models, tiles, task, guide, effort, watch, stop)
+
     with torch.inference_mode():
-        heed(stop)
-        with watch("encode"):
-            latents = denoiser.encode(torch.from_numpy(_planes([base for _, base in tiles])).to(device))
-        with watch("steps"):
-            _, channels, h, w = latents.shape
-            field = [_noise(task, rect, denoiser.description.latent_scale, channels) for rect in rects]
-            sigmas = denoiser.sigmas(task.denoise, task.steps, (h, w))
-            start = denoiser.noised(latents, torch.from_numpy(np.stack(field)).to(device), task.denoise)
-            conditioning = _conditioning(denoiser, task, guide, rects)
-            latents = sample(denoiser, start, sigmas, conditioning, task.sampler, lambda step: heed(stop))
-        heed(stop)
-        with watch("decode"):
-            return list(denoiser.decode(latents).permute(0, 2, 3, 1).float().cpu().numpy())
+        lively = [tile for tile in tiles if tile.number not in flat]
+        pixels = iter(draft(lively, asked) if lively else ())
+        made = []
+        for tile in tiles:
+            heed(stop)
+            with watch("verify"):
+                first = None if tile.number in flat else Draft(next(pixels), asked)
+                made.append(
+                    verified(
+                        tile, first, lambda tile, effort: draft([tile], effort)[0], models.dino, task, guide
+                    )
+                )
+        return made
+
+
+def _draft(
+    models: Models,
+    tiles: Sequence[Tile],
+    task: ImageTask,
+    guide: Guide,
+    effort: Effort,
+    watch: Stopwatch,
+    stop: Stop,
+) -> Tensor:
+    """What the model makes of tiles: (B, 3, h, w), nominally in [0, 1]."""
+    import torch
+
+    denoiser = models.denoiser
+    rects, device = [tile.rect for tile in tiles], denoiser.device
+    heed(stop)
+    with watch("encode"):
+        base = denoiser.encode(torch.from_numpy(_planes([tile.base for tile in tiles])).to(device))
+    with watch("steps"):
+        _, channels, h, w = base.shape
+        field = [_noise(task, rect, denoiser.description.latent_scale, channels) for rect in rects]
+        sigmas = denoiser.sigmas(effort.denoise, task.steps, (h, w))
+        start = denoiser.noised(base, torch.from_numpy(np.stack(field)).to(device), effort.denoise)
+        conditioning = _conditioning(denoiser, task, guide, effort.strength, rects)
+        amend = _amend(models, task, guide, effort, base, rects, sigmas.tolist())
+        latents = sample(
+            denoiser, start, sigmas, conditioning, task.sampler, lambda step: heed(stop), amend=amend
+        )
+    heed(stop)
+    with watch("decode"):
+        return denoiser.decode(latents).float()
 
 
 def _planes(images: Sequence[np.ndarray]) -> np.ndarray:
@@ -82,18 +148,76 @@ def _noise(task: ImageTask, rect: Rect, scale: int, channels: int) -> np.ndarray
     return noise.field(task.seed, channels, place, around // scale if around else None)
 
 
-def _conditioning(denoiser: Denoiser, task: ImageTask, guide: Guide, rects: Sequence[Rect]) -> Conditioning:
+def _conditioning(
+    denoiser: Denoiser, task: ImageTask, guide: Guide, strength: float, rects: Sequence[Rect]
+) -> Conditioning:
     import torch
 
     def there(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.array(array)).to(denoiser.device)  # a copy: shared arrays are read-only
 
     dino = None
-    if (features := guide.features) is not None:
+    if (features := guide.features) is not None and strength > 0:
         stride = denoiser.description.dino_stride
         crops = [
             features.crop(*task.scaling.source_box(rect), rect.h // stride, rect.w // stride)
             for rect in rects
         ]
-        dino = DinoTokens(there(np.stack(crops)), task.dino_strength)
+        dino = DinoTokens(there(np.stack(crops)), strength)
     return Conditioning({name: there(array) for name, array in guide.text.items()}, task.cfg, dino)
+
+
+def _amend(
+    models: Models,
+    task: ImageTask,
+    guide: Guide,
+    effort: Effort,
+    base: Tensor,
+    rects: Sequence[Rect],
+    levels: Sequence[float],
+) -> Amend | None:
+    """What becomes of a prediction: less change where structure is, and a turn towards what DINO sees in the base."""
+    changes: list[Amend] = []
+    if task.adaptive > 0 and guide.structure is not None:
+        changes.append(_restraint(task, guide, base, rects, levels))
+    if effort.strength > 0 and models.dino is not None and guide.calibration is not None:
+        from dino_ray.dino.guidance import Guidance
+
+        dead_band = guide.calibration.dead_band
+        steer = Guidance.towards(models.dino, models.denoiser.sketch, base, effort.strength, dead_band)
+        changes.append(lambda x0, sigma: steer(x0))
+    if not changes:
+        return None
+
+    def amend(x0: Tensor, sigma: float) -> Tensor:
+        for change in changes:
+            x0 = change(x0, sigma)
+        return x0
+
+    return amend
+
+
+def _restraint(
+    task: ImageTask, guide: Guide, base: Tensor, rects: Sequence[Rect], levels: Sequence[float]
+) -> Amend:
+    """A noise level for each place, as in Differential Diffusion (Levin and Fried 2023, arXiv:2306.00950).
+
+    Above its own level a place is on the way to the base, whatever the model says; a step across the level counts for
+    the part that lies below it.
+    """
+    import torch
+
+    from dino_ray.dino.structure import change_map
+
+    assert guide.structure is not None
+    _, _, h, w = base.shape
+    maps = [change_map(guide.structure, task.scaling.source_box(rect), h, w, task.adaptive) for rect in rects]
+    own = levels[0] * torch.from_numpy(np.stack(maps))[:, None].to(base.device)
+    below = dict(pairwise(levels))
+
+    def restrain(x0: Tensor, sigma: float) -> Tensor:
+        to = below.get(sigma, 0.0)
+        share = ((own - to) / (sigma - to)).clamp(0, 1)
+        return base + share * (x0 - base)
+
+    return restrain

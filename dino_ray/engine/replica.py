@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dino_ray.engine.protocol import DinoEffect, Guide, ImageTask, ReplicaSpec, TileCall, Timings
-from dino_ray.engine.refining import refine_batch
+from dino_ray.engine.refining import Models, refine_batch
 from dino_ray.engine.thrift import OutOfMemory, Thrift
 from dino_ray.engine.turns import Turn, Turns
+from dino_ray.engine.verifying import Refined, Tile
 from dino_ray.engine.watch import Cancelled, Stop, Stopwatch, heed, never, peak_rss_mb
+from dino_ray.fidelity.record import TileFidelity
 from dino_ray.plan import blend
 from dino_ray.plan.geometry import Rect
 from dino_ray.upsample import base_tile, unit_range
@@ -65,6 +67,11 @@ class Replica:
 
         return torch.cuda.get_device_name(device)
 
+    @property
+    def dino(self) -> Dino | None:
+        """The DINO model that it guides and judges with, once loaded."""
+        return self._dino
+
     def load(self) -> Timings:
         """Load the models, unless they are loaded."""
         watch = Stopwatch()
@@ -74,10 +81,12 @@ class Replica:
                 self._upsampler = self._spec.upsampler()
             if self._denoiser is None and self._spec.denoiser is not None:
                 self._denoiser = self._spec.denoiser()
+            if self._dino is None and self._spec.dino is not None:
+                self._dino = self._spec.dino()
         return watch.timings()
 
     def prepare(self, task: ImageTask, stop: Stop = never) -> tuple[Guide, Timings]:
-        """What is computed once per image: its DINO features and the prompt's embeddings.
+        """What is computed once per image: what its source shows, and the prompt's embeddings.
 
         Raises
         ------
@@ -86,27 +95,47 @@ class Replica:
         """
         watch = Stopwatch()
         self._make_reproducible()
-        features = None
-        if self._spec.dino is not None and task.dino_strength > 0:
-            from dino_ray.dino.extract import extract
-
-            with watch("load_dino"):
-                self._dino = self._dino or self._spec.dino()
-            with watch("dino"):
-                source = task.source
-                features = extract(
-                    self._dino,
-                    lambda rect: _rgb(unit_range(source.read(rect))),
-                    source.info.width,
-                    source.info.height,
-                    closed=task.grid.wrap,
-                    on_window=lambda done, total: heed(stop),
-                )
+        seen = self._study(task, watch, stop)
         if self._spec.text is not None and task.prompt not in self._text:
             heed(stop)
             with watch("text"):
                 self._text = {task.prompt: self._spec.text(task.prompt)}
-        return Guide(features, self._text.get(task.prompt, {})), watch.timings()
+        return replace(seen, text=self._text.get(task.prompt, {})), watch.timings()
+
+    def _study(self, task: ImageTask, watch: Stopwatch, stop: Stop) -> Guide:
+        """What the source itself says: how grainy it is, and what DINO sees in it."""
+        source = task.source
+        size = source.info.width, source.info.height
+
+        def read(rect: Rect) -> np.ndarray:
+            return _rgb(unit_range(source.read(rect)))
+
+        guide = Guide()
+        if task.consistency > 0 or task.adaptive > 0:
+            from dino_ray.fidelity.grain import measure_grain
+
+            with watch("grain"):
+                guide = replace(guide, grain=measure_grain(read, *size))
+        if self._spec.dino is None:
+            return guide
+        with watch("load_dino"):
+            dino = self._dino = self._dino or self._spec.dino()
+        with watch("dino"):
+            from dino_ray.dino import thresholds
+
+            calibration = thresholds.of(dino, read, *size)
+            guide = replace(guide, calibration=calibration)
+            if not (task.dino_tokens and task.dino_strength > 0) and not task.adaptive > 0:
+                return guide
+            from dino_ray.dino.extract import extract
+            from dino_ray.dino.structure import structure
+
+            features = extract(
+                dino, read, *size, closed=task.grid.wrap, on_window=lambda done, total: heed(stop)
+            )
+            if task.adaptive > 0:
+                guide = replace(guide, structure=structure(features.fine, calibration))
+            return replace(guide, features=features) if task.dino_tokens and task.dino_strength > 0 else guide
 
     def refine(
         self, task: ImageTask, guide: Guide, call: TileCall, stop: Stop = never
@@ -131,7 +160,8 @@ class Replica:
         pixels
             Of each tile, uint16 (tile_h, tile_w, bands); the bands are the canvas's: colour, then alpha.
         timings
-            Seconds per stage, over all tiles; and what had to be done to fit the device's memory.
+            Seconds per stage, over all tiles; what had to be done to fit the device's memory; and how faithful the
+            tiles are.
 
         Raises
         ------
@@ -145,12 +175,13 @@ class Replica:
         self._make_reproducible()
         watch = Stopwatch()
         with self._turns.join(call.number) as turn:
-            tiles = self._refine(task, guide, call, stop, watch, turn)
-        return [_to_uint16(pixels) for pixels in tiles], watch.timings(self._thrift.measures)
+            tiles, found = self._refine(task, guide, call, stop, watch, turn)
+        timings = watch.timings(self._thrift.measures)
+        return [_to_uint16(pixels) for pixels in tiles], replace(timings, fidelity=found)
 
     def _refine(
         self, task: ImageTask, guide: Guide, call: TileCall, stop: Stop, watch: Stopwatch, turn: Turn
-    ) -> list[np.ndarray]:
+    ) -> tuple[list[np.ndarray], tuple[TileFidelity, ...]]:
         def read(rect: Rect) -> np.ndarray:
             with watch("read"):
                 window = task.source.read(rect)
@@ -164,27 +195,32 @@ class Replica:
             heed(stop)
             with watch("base"):
                 tiles.append(self._base(task, rect, read))
-        denoiser = self._denoiser
-        if call.refine and denoiser is not None:
-            colour = task.source.info.colour_bands
+        if not call.refine or self._denoiser is None:
+            return tiles, ()
+        from dino_ray.fidelity.consistency import source_window
 
-            def work(batch: Sequence[tuple[Rect, np.ndarray]]) -> Sequence[np.ndarray]:
-                return refine_batch(denoiser, batch, task, guide, watch, stop)
+        models, colour = Models(self._denoiser, self._dino), task.source.info.colour_bands
 
-            bases = [(rect, _rgb(pixels[..., :colour])) for rect, pixels in zip(rects, tiles, strict=True)]
-            refined = self._thrift.in_batches(bases, work, denoiser.save_memory)
-            tiles = [
-                np.concatenate([_like(rgb, colour), base[..., colour:]], axis=-1)
-                for rgb, base in zip(refined, tiles, strict=True)
-            ]
-        return tiles
+        def work(batch: Sequence[Tile]) -> Sequence[Refined]:
+            return refine_batch(models, batch, task, guide, watch, stop)
+
+        bases = []
+        for number, rect, pixels in zip(call.tiles, rects, tiles, strict=True):
+            window = source_window(rect, task.scaling)
+            source = _with_alpha(unit_range(read(window)), colour)
+            bases.append(Tile(number, rect, _rgb(pixels[..., :colour]), source, window))
+        refined = self._thrift.in_batches(bases, work, models.denoiser.save_memory)
+        made = [
+            np.concatenate([_like(each.pixels, colour), base[..., colour:]], axis=-1)
+            for each, base in zip(refined, tiles, strict=True)
+        ]
+        return made, tuple(each.fidelity for each in refined)
 
     def dino_effect(self, task: ImageTask, guide: Guide, tile: int) -> DinoEffect:
-        """How much the DINO features change a tile, against none."""
-        assert guide.features is not None
+        """How much DINO changes a tile, through tokens and guidance, against a strength of 0."""
         start = time.perf_counter()
         (with_features,), _ = self.refine(task, guide, TileCall(0, (tile,)))
-        (without,), _ = self.refine(task, replace(guide, features=None), TileCall(0, (tile,)))
+        (without,), _ = self.refine(replace(task, dino_strength=0.0), guide, TileCall(0, (tile,)))
         effect = float(np.abs(with_features.astype(np.float64) - without).mean() * 255 / UINT16_MAX)
         return DinoEffect(tile, effect, time.perf_counter() - start)
 
@@ -237,6 +273,11 @@ def _merge_cell(task: ImageTask, cell: int, tiles: Mapping[int, np.ndarray]) -> 
 def _rgb(pixels: np.ndarray) -> np.ndarray:
     """The colour of 1 to 4 bands (colour first, then alpha) as three bands."""
     return np.repeat(pixels[..., :1], 3, axis=-1) if pixels.shape[-1] < 3 else pixels[..., :3]
+
+
+def _with_alpha(pixels: np.ndarray, colour_bands: int) -> np.ndarray:
+    """Colour as three bands, and alpha, if there is any."""
+    return np.concatenate([_rgb(pixels[..., :colour_bands]), pixels[..., colour_bands:]], axis=-1)
 
 
 def _like(rgb: np.ndarray, colour_bands: int) -> np.ndarray:

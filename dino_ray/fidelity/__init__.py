@@ -1,1 +1,1 @@
-"""Whether a refined tile is true to its source: bringing it back, judging it, mending it, telling of it."""
+"""How true a refined tile is to its source: bringing it back, judging it, mending it, telling of it."""

@@ -7,6 +7,7 @@ of the source: no matrix product chooses an order of summation, so a tile has th
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -31,6 +32,31 @@ def kernel(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.where(np.abs(x) < SUPPORT, np.where(on_samples, x == 0, values), 0.0))
 
 
+KEYS_A = -0.5
+"""Free parameter of the cubic kernel: the one that reproduces parabolas (Keys 1981), and that PIL reduces by."""
+
+
+def cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The cubic convolution kernel of Keys (1981) at ``x``, which is in px of the coarser frame."""
+    t = np.abs(x)
+    inner = ((KEYS_A + 2) * t - (KEYS_A + 3)) * t * t + 1
+    outer = KEYS_A * (((t - 5) * t + 8) * t - 4)
+    return np.where(t < 1, inner, np.where(t < 2, outer, 0.0))
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A weight by distance, in px of the coarser of the two frames."""
+
+    weigh: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+    support: int
+    """It is 0 from here on, on either side."""
+
+
+LANCZOS = Kernel(kernel, SUPPORT)
+CUBIC = Kernel(cubic, 2)
+
+
 @dataclass(frozen=True)
 class Taps:
     """One axis of a resampling: which source samples make each output sample, and by what weights."""
@@ -41,19 +67,21 @@ class Taps:
     """(n, taps); each row sums to 1."""
 
 
-def axis_taps(start: int, stop: int, source_length: int, canvas_length: int) -> Taps:
-    """Taps of the outputs ``[start, stop)``, canvas_px, of an axis scaled between two lengths."""
+def axis_taps(
+    start: int, stop: int, source_length: int, canvas_length: int, kernel: Kernel = LANCZOS
+) -> Taps:
+    """Taps of the outputs ``[start, stop)``, canvas_px, of an axis scaled between two lengths by ``kernel``."""
     coarser = max(source_length, canvas_length)  # reducing widens the kernel over the source: antialiasing
     # In units of 1 / (2 canvas_length) source_px all of it is integers, so that an output pixel gets the same taps
     # in whichever tile it is asked for, and pixels of one phase get the same weights.
     unit = 2 * canvas_length
     outputs = np.arange(start, stop, dtype=np.int64)
     centres = (2 * outputs + 1) * source_length - canvas_length
-    reach = 2 * SUPPORT * coarser
+    reach = 2 * kernel.support * coarser
     first = (centres - reach) // unit + 1  # strictly inside: at the ends of its support the kernel is 0
     n_taps = -(-2 * reach // unit)
     offsets = (first[:, None] + np.arange(n_taps)) * unit - centres[:, None]
-    weights = kernel(offsets / (2 * coarser))
+    weights = kernel.weigh(offsets / (2 * coarser))
     weights /= weights.sum(axis=1, keepdims=True)
     return Taps(first.astype(np.intp), weights.astype(np.float32))
 

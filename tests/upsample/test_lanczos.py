@@ -7,7 +7,7 @@ from PIL import Image
 
 from dino_ray.plan.geometry import Rect, Scaling
 from dino_ray.upsample import Lanczos
-from dino_ray.upsample.lanczos import axis_taps
+from dino_ray.upsample.lanczos import CUBIC, axis_taps
 
 
 def replicating(image):
@@ -82,3 +82,17 @@ def test_outside_the_canvas_the_edge_pixel_goes_on():
     made = resample(image, Rect(-40, 0, 20, 12), Scaling(6, 6, 12, 12))
     beside = resample(np.repeat(image[:, :1], 6, axis=1), Rect(0, 0, 20, 12), Scaling(6, 6, 12, 12))
     np.testing.assert_allclose(made, beside, atol=1e-6)
+
+
+def test_bicubic_taps_reduce_as_pillow_does_away_from_the_edges():
+    image = noise(60, 1, 1)
+    taps = axis_taps(0, 25, 60, 25, CUBIC)
+    ours = [
+        image[first : first + len(weights), 0, 0] @ weights
+        for first, weights in zip(taps.first, taps.weights, strict=True)
+        if first >= 0 and first + len(weights) <= 60
+    ]
+    theirs = np.asarray(Image.fromarray(image[..., 0]).resize((1, 25), Image.Resampling.BICUBIC))[:, 0]
+    inside = [i for i, first in enumerate(taps.first) if first >= 0 and first + taps.weights.shape[1] <= 60]
+    assert len(inside) > 15
+    np.testing.assert_allclose(ours, theirs[inside], atol=1e-5)

@@ -55,6 +55,10 @@ class BundledDenoiser:
         """The exact inverse of `encode`; not clipped."""
         return self.latents.decode(latents)
 
+    def sketch(self, latents: Tensor) -> Tensor:
+        """`decode`: it is linear, and costs nothing."""
+        return self.decode(latents)
+
     def sigmas(self, denoise: float, steps: int, size: tuple[int, int]) -> Tensor:
         """Evenly spaced, from ``denoise`` in (0, 1] to 0."""
         levels = [denoise * (steps - i) / steps for i in range(steps + 1)]

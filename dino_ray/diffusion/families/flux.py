@@ -54,11 +54,21 @@ class FluxDenoiser:
         On the same device; its dtype may differ from the transformer's.
     schedule : Schedule
     description : Description
+    tiny_vae : diffusers.AutoencoderTiny, optional
+        A small decoder of the same latents, which guidance looks through; without one it takes the VAE's.
     """
 
-    def __init__(self, transformer: Any, vae: Any, schedule: Schedule, description: Description) -> None:
+    def __init__(
+        self,
+        transformer: Any,
+        vae: Any,
+        schedule: Schedule,
+        description: Description,
+        tiny_vae: Any | None = None,
+    ) -> None:
         self._transformer = transformer.eval().requires_grad_(False)
         self._vae = vae.eval().requires_grad_(False)
+        self._tiny_vae = None if tiny_vae is None else tiny_vae.eval().requires_grad_(False)
         self._schedule = schedule
         self._description = description
         self._vae_shift = float(vae.config.shift_factor or 0.0)
@@ -82,6 +92,16 @@ class FluxDenoiser:
         """Latents to pixels (B, 3, H, W), nominally in [0, 1] and not clipped."""
         raw = (latents.float() / self._vae_scale + self._vae_shift).to(self.device, self._vae.dtype)
         signed: Tensor = self._vae.decode(raw, return_dict=False)[0]
+        return signed.float() / 2 + 0.5
+
+    def sketch(self, latents: Tensor) -> Tensor:
+        """By the tiny decoder, a tenth of the VAE's work, where there is one."""
+        tiny = self._tiny_vae
+        if tiny is None:
+            return self.decode(latents)
+        config = tiny.config
+        raw = latents.float() / config.scaling_factor + config.shift_factor
+        signed: Tensor = tiny.decode(raw.to(self.device, tiny.dtype), return_dict=False)[0]
         return signed.float() / 2 + 0.5
 
     def sigmas(self, denoise: float, steps: int, size: tuple[int, int]) -> Tensor:
