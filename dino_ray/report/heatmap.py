@@ -205,9 +205,9 @@ def _draw_scale(image: Image.Image, draw: ImageDraw.ImageDraw, top: int) -> None
 def _in_numbers(fidelity: Mapping[str, Any]) -> list[str]:
     """What there is of the numbers over all."""
     texts = {
-        "cosine_mean": "cosine mean {:.3f}",
-        "cosine_p10": "10th percentile {:.3f}",
-        "cosine_min": "worst patch {:.3f}",
+        "cosine_mean": "cosine mean {:.4f}",
+        "cosine_p10": "10th percentile {:.4f}",
+        "cosine_min": "worst patch {:.4f}",
         "consistency_db": "consistency {:.1f} dB",
         "colour_drift_max": "colour drift at most {:.1f} of 255",
     }

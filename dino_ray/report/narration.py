@@ -111,8 +111,8 @@ def in_one_line(report: UpscaleReport) -> str:
     actions, mean, lowest = fidelity["actions"], fidelity["cosine_mean"], fidelity["cosine_min"]
     mended = actions["blended"] + actions["retried"]
     cosines = [
-        f"mean cosine {mean:.3f}" if mean is not None else "",
-        f"worst patch {lowest:.2f}" if lowest is not None else "",
+        f"mean cosine {mean:.4f}" if mean is not None else "",
+        f"worst patch {lowest:.3f}" if lowest is not None else "",
     ]
     counts = [
         f"{mended:,} of {report.tiles:,} tiles mended" if mended else "",

@@ -71,9 +71,9 @@ def caption(record: TileFidelity, rect: Rect) -> str:
     """What was found of a tile, and where on the canvas it is shown."""
     values = {
         "alarm": ("alarm {:.2f}", record.alarm),
-        "mean": ("cosine mean {:.3f}", record.cosine_mean),
-        "p10": ("10th percentile {:.3f}", record.cosine_p10),
-        "min": ("worst {:.3f}", record.cosine_min),
+        "mean": ("cosine mean {:.4f}", record.cosine_mean),
+        "p10": ("10th percentile {:.4f}", record.cosine_p10),
+        "min": ("worst {:.4f}", record.cosine_min),
     }
     found = [text.format(value) for text, value in values.values() if value is not None]
     return ", ".join([f"tile {record.tile} at {rect.x}, {rect.y}: {record.action}", *found])

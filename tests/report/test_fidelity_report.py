@@ -264,7 +264,7 @@ def test_one_line_says_what_there_is_to_say(work: Path) -> None:
         "files": {"heat_map": "r-heat.png"},
     })  # fmt: skip
     assert in_one_line(some) == (
-        "mean cosine 0.993, worst patch 0.91; 3 of 25 tiles mended, 1 replaced by the base, "
+        "mean cosine 0.9934, worst patch 0.910; 3 of 25 tiles mended, 1 replaced by the base, "
         "12 flat ones left to the base, 4 unrecorded; see r-heat.png"
     )
 

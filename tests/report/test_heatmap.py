@@ -263,5 +263,5 @@ def test_where_nothing_was_verified_there_is_no_worst() -> None:
 def test_a_caption_says_which_tile_what_was_done_and_what_was_found() -> None:
     record = replace(heated(7, 0, action="blended"), cosine_p10=None)
     assert caption(record, Rect(10, 20, 64, 64)) == (
-        "tile 7 at 10, 20: blended, alarm 1.90, cosine mean 0.900, worst 0.500"
+        "tile 7 at 10, 20: blended, alarm 1.90, cosine mean 0.9000, worst 0.5000"
     )
