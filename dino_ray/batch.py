@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ from dino_ray.errors import DinoRayError, UsageError
 from dino_ray.files import check_place, write_whole
 from dino_ray.job import Finished, upscale_images
 from dino_ray.jobfolder import Existing
+from dino_ray.opening import Job
 from dino_ray.places import is_file, is_url, local_path, read_bytes, shown
 from dino_ray.raster.source import probe
+from dino_ray.report.pictures import draw, picture_places
 from dino_ray.report.run import UpscaleReport
 from dino_ray.request import Image, check_file
 from dino_ray.resolve import Settings, resolve
@@ -29,6 +31,8 @@ class Batch:
 
     Attributes
     ----------
+    pictures
+        Of each output, where pictures of its fidelity go; empty if nobody wants them.
     failures
         Sources that could not be upscaled, with the reason; the others are done once ``run`` returns.
     """
@@ -40,6 +44,7 @@ class Batch:
     existing: Existing
     strict: bool
     several: bool
+    pictures: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     failures: list[tuple[str, DinoRayError]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -52,6 +57,7 @@ class Batch:
         config: UpscaleConfig,
         *,
         report: str | Path | None = None,
+        pictures: str | Path | None = None,
         existing: Existing = "resume",
         strict: bool = False,
         before_outputs: Callable[[], None] = lambda: None,
@@ -64,6 +70,8 @@ class Batch:
             Source and output of each image.
         report
             Where the report goes, if anywhere: a path or an address.
+        pictures
+            The name beside which pictures of each image's fidelity go. None: the report's.
         strict
             Whether one image that can't be upscaled stops the others.
         before_outputs
@@ -74,15 +82,18 @@ class Batch:
         UsageError
             If an option can't be honoured, or the only image, or with ``strict`` any, can't be read or written.
         """
+        files = {_real(str(file)) for pair in pairs for file in pair}
         if report is not None:
             report = str(report)
             check_place(report, "--report")
-            if any(_same(report, str(file)) for pair in pairs for file in pair):
+            if _real(report) in files:
                 raise UsageError(f"--report {shown(report)}: is an input or an output; name another file")
         settings = resolve(config)
         several = len(pairs) > 1
         before_outputs()
-        batch = cls(config, settings, [], report, existing, strict, several)
+        drawn = str(pictures or report or "") if settings.model is not None else ""
+        where = _pictures(drawn, [str(output) for _, output in pairs], files)
+        batch = cls(config, settings, [], report, existing, strict, several, where)
         for source, output in pairs:
             try:
                 batch.images.append(check_file(source, str(output), config, settings, several=several))
@@ -120,10 +131,14 @@ class Batch:
                 # Of several images, one that is resumed alone must not take the place of all in the report.
                 report=_absolute(self.report) if self.report and not self.several else None,
                 standing=self.standing,
+                draw=self._draw if self.pictures else None,
             )
             self.failures += [(image.name, error) for image, error in failed]
         finally:  # what was done before an interruption is reported too
             self._write_report(reports)
+
+    def _draw(self, job: Job, report: UpscaleReport) -> Mapping[str, str]:
+        return draw(job, report, self.pictures[job.image.output or ""])
 
     def _write_report(self, reports: Sequence[UpscaleReport]) -> None:
         if self.report is None or not (reports or self.failures):
@@ -134,10 +149,26 @@ class Batch:
         write_whole(self.report, (body + "\n").encode(errors="backslashreplace"), "--report")
 
 
-def _same(place: str, other: str) -> bool:
-    if is_url(place) or is_url(other):
-        return place == other
-    return os.path.realpath(local_path(place)) == os.path.realpath(local_path(other))
+def _pictures(report: str, outputs: Sequence[str], files: set[str]) -> dict[str, dict[str, str]]:
+    """Of each output, where its pictures go; refused if that is one of ``files``, or can't be written."""
+    if not report:
+        return {}
+    numbers = range(1, len(outputs) + 1) if len(outputs) > 1 else [None]
+    where = {output: picture_places(report, output, n) for output, n in zip(outputs, numbers, strict=True)}
+    for place in (place for named in where.values() for place in named.values()):
+        if _real(place) in files:
+            raise UsageError(
+                f"--report {shown(report)}: {shown(place)}, which goes with it, is an input or an output; "
+                "name another file"
+            )
+        if not is_url(place):  # of addresses, the report's own was looked at
+            check_place(place, "--report")
+    return where
+
+
+def _real(place: str) -> str:
+    """The same for all names of a file."""
+    return place if is_url(place) else os.path.realpath(local_path(place))
 
 
 def _absolute(place: str) -> str:
@@ -150,9 +181,11 @@ def check_replaced(output: str | Path, report: str | Path | None) -> None:
     Raises
     ------
     UsageError
-        If the output is there and is no image, or the report and is no JSON.
+        If the output, or a picture beside the report, is there and is no image, or the report and is no JSON.
     """
-    for place, kind, is_older in ((output, "image", _is_image), (report, "report", _is_json)):
+    pictures = [] if report is None else picture_places(str(report)).values()
+    checked = [(output, "image", _is_image), (report, "report", _is_json)]
+    for place, kind, is_older in [*checked, *((picture, "image", _is_image) for picture in pictures)]:
         if place is not None and is_file(place) and not is_older(str(place)):
             raise UsageError(
                 f"{shown(place)}: the job would write over it, and it is no {kind}; "

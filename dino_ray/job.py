@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 
 from dino_ray import places
 from dino_ray.config import UpscaleConfig
@@ -24,6 +25,7 @@ from dino_ray.engine.protocol import (
     ReplicaReady,
     StageStarted,
     TilePoisoned,
+    TilesDone,
     Timings,
 )
 from dino_ray.errors import DinoRayError, UsageError
@@ -44,6 +46,9 @@ log = logging.getLogger(__name__)
 Finished = Callable[[Image, Canvas | None, UpscaleReport], None]
 """Called with each finished image; its canvas can be read until this returns. None: an earlier run finished it."""
 
+Draw = Callable[[Job, UpscaleReport], Mapping[str, str]]
+"""Makes pictures of a finished image's fidelity, while it is open; returns what each is, and where."""
+
 
 def upscale_images(
     images: Sequence[Image],
@@ -58,6 +63,7 @@ def upscale_images(
     several: bool | None = None,
     report: str | None = None,
     standing: Standing | None = None,
+    draw: Draw | None = None,
 ) -> list[tuple[Image, DinoRayError]]:
     """Upscale images one after the other, on one pool of replicas that stays warm.
 
@@ -85,6 +91,8 @@ def upscale_images(
         Where the command writes its report, for whoever resumes it.
     standing
         Kept up to date, for a caller who has to say at any moment what an interruption leaves.
+    draw
+        See ``Draw``; called before ``finished``.
 
     Returns
     -------
@@ -122,9 +130,13 @@ def upscale_images(
                     finished(image, None, job)
                     standing.done += 1
                     continue
-                with kept_if_cut_short(job, several):
+                with kept_if_cut_short(job, several), job.findings as findings:
                     _upscale(job, settings, engine_room, hear)
-                    made = books.report(image, job.canvas, config, settings, job.folder.manifest.poisoned)
+                    made = books.report(
+                        image, job.canvas, config, settings, job.folder.manifest.poisoned, findings.ledger
+                    )
+                    if draw is not None and made.fidelity is not None:
+                        made = replace(made, fidelity={**made.fidelity, "files": draw(job, made)})
                     finished(image, job.canvas, made)
                 job.folder.finish(note_of(image, settings, made), keep_note=several)
                 standing.done += 1
@@ -224,6 +236,8 @@ def _noting(job: Job, engine_room: _EngineRoom, listen: Listener) -> Listener:
             case ReplicaReady(device=device):
                 engine_room.devices.add(device)
                 note_device(device)
+            case TilesDone(timings=timings):
+                job.findings.add(timings.fidelity)
             case TilePoisoned(tile, reason):
                 folder.update(poisoned={**folder.manifest.poisoned, str(tile): reason})
             case _:

@@ -6,6 +6,7 @@
       job.json       the manifest: the request, and all that its pixels depend on
       source.zarr/   the ingested source, unless it is read where it lies
       canvas.zarr/   finished cells
+      fidelity/      what was found of refined tiles
       lock           held while a process works here
 """
 
@@ -37,8 +38,10 @@ Existing = Literal["resume", "must", "fresh"]
 _MANIFEST, _LOCK = "job.json", "lock"
 CANVAS = "canvas.zarr"
 """Where, in the folder, the canvas lies."""
-_SOURCE = "source.zarr"
-_OURS = (_SOURCE, CANVAS, _MANIFEST, _LOCK)
+_SOURCE, _FIDELITY = "source.zarr", "fidelity"
+_FOLDERS = (_SOURCE, CANVAS, _FIDELITY)
+"""What goes once the output is in its place, and when a job starts over."""
+_OURS = (*_FOLDERS, _MANIFEST, _LOCK)
 """In the order in which they are removed: the manifest goes last, so that what is half removed is still a job."""
 _LONGEST_NAME = 255
 """Bytes, of a file name on the usual file systems."""
@@ -258,7 +261,7 @@ class JobFolder:
                 _check_same(place, before, manifest)
                 return cls(place, replace(before, config=manifest.config), resumed=True, made=True, lock=lock)
             folder = cls(place, manifest, resumed=False, made=made, lock=lock)
-            folder._clear(_SOURCE, CANVAS)
+            folder._clear(*_FOLDERS)
             places.remove_leftovers(place)  # of a process that was killed while it wrote the manifest
             folder.update()
         except BaseException:
@@ -282,6 +285,11 @@ class JobFolder:
     def canvas(self) -> str:
         """Where the canvas goes."""
         return places.join(self.place, CANVAS)
+
+    @property
+    def fidelity(self) -> str:
+        """Where the records of refined tiles go."""
+        return places.join(self.place, _FIDELITY)
 
     @property
     def keeps(self) -> bool:
@@ -309,7 +317,7 @@ class JobFolder:
         """
         # First, so that a process that is killed below has not lost a finished job.
         self.update(finished=note)
-        self._clear(_SOURCE, CANVAS)
+        self._clear(*_FOLDERS)
         if keep_note:
             _unlock(self._lock)
         else:
@@ -332,7 +340,7 @@ class JobFolder:
 
     def _clear(self, *names: str) -> None:
         for name in names:
-            remove = places.remove_tree if name in (_SOURCE, CANVAS) else places.remove
+            remove = places.remove_tree if name in _FOLDERS else places.remove
             remove(places.join(self.place, name))
 
 

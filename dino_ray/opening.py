@@ -20,6 +20,7 @@ import numpy as np
 from dino_ray import identity, places, uploads
 from dino_ray.config import UpscaleConfig
 from dino_ray.errors import UsageError
+from dino_ray.findings import Findings
 from dino_ray.jobfolder import Existing, JobFolder, Manifest
 from dino_ray.raster.canvas import Canvas
 from dino_ray.raster.export import root_file, scratch_bytes, scratch_folder
@@ -43,6 +44,7 @@ class Job:
     canvas: Canvas
     cells_done: tuple[int, ...]
     """By an earlier run."""
+    findings: Findings
 
 
 def ahead(
@@ -126,10 +128,11 @@ def _fill(folder: JobFolder, image: Image, settings: Settings, stop: Callable[[]
         canvas = _canvas(folder, image)
         columns = image.grid.xs.n_cells
         done = sorted(row * columns + column for row, column in canvas.done()) if folder.resumed else []
+        findings = Findings(folder, image.grid.n_tiles)
     except BaseException:
         folder.leave(worth_keeping=folder.resumed)
         raise
-    return Job(image, folder, source, canvas, tuple(done))
+    return Job(image, folder, source, canvas, tuple(done), findings)
 
 
 def _source(folder: JobFolder, image: Image, settings: Settings, stop: Callable[[], bool]) -> Readable:

@@ -121,6 +121,10 @@ def say_done(report: Any, *, before: bool) -> None:
         f"({report.first_tile_s:.1f} s to the first tile; the models alone {report.model_s_per_worker:.1f} s)",
         file=sys.stderr,
     )
+    from dino_ray.report.narration import in_one_line
+
+    if found := in_one_line(report):
+        click.echo(f"fidelity: {found}", file=sys.stderr)
     if report.poisoned:
         tiles = ", ".join(map(str, report.poisoned))
         click.echo(

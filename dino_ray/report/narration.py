@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dino_ray.engine.protocol import (
     CellLost,
@@ -21,7 +21,11 @@ from dino_ray.engine.protocol import (
     TilesLost,
     TilesStarted,
 )
+from dino_ray.fidelity.record import TileFidelity
 from dino_ray.report.roster import Roster
+
+if TYPE_CHECKING:
+    from dino_ray.report.run import UpscaleReport
 
 STAGES = {
     "ingest": "reading the source",
@@ -99,6 +103,31 @@ def tiles(call: TileCall) -> str:
     return f"tile{'s' if len(call.tiles) > 1 else ''} {', '.join(map(str, call.tiles))}"
 
 
+def in_one_line(report: UpscaleReport) -> str:
+    """What was found of an image's fidelity, and where its map is; empty if nothing was."""
+    fidelity = report.fidelity
+    if fidelity is None:
+        return ""
+    actions, mean, lowest = fidelity["actions"], fidelity["cosine_mean"], fidelity["cosine_min"]
+    mended = actions["blended"] + actions["retried"]
+    cosines = [
+        f"mean cosine {mean:.4f}" if mean is not None else "",
+        f"worst patch {lowest:.3f}" if lowest is not None else "",
+    ]
+    counts = [
+        f"{mended:,} of {report.tiles:,} tiles mended" if mended else "",
+        f"{actions['kept']:,} replaced by the base" if actions["kept"] else "",
+        f"{actions['skipped']:,} flat ones left to the base" if actions["skipped"] else "",
+        f"{fidelity['unrecorded']:,} unrecorded" if 0 < fidelity["unrecorded"] < report.tiles else "",
+    ]
+    said = [
+        ", ".join(filter(None, cosines)),
+        ", ".join(filter(None, counts)),
+        f"see {fidelity['files']['heat_map']}" if "heat_map" in fidelity["files"] else "",
+    ]
+    return "; ".join(filter(None, said))
+
+
 def plain_fields(event: JobEvent) -> dict[str, Any]:
     """What of an event means something outside this process: a grid by its sizes, pixels not at all."""
     if isinstance(event, ImageStarted):
@@ -113,7 +142,15 @@ def plain_fields(event: JobEvent) -> dict[str, Any]:
         values["stages"] = {name: round(seconds, 4) for name, seconds in timings.stages.items()}
         if timings.measures:
             values["measures"] = timings.measures
+        if timings.fidelity:
+            values["fidelity"] = [_without_heat(record) for record in timings.fidelity]
     return {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
+
+
+def _without_heat(record: TileFidelity) -> dict[str, Any]:
+    """What is known of a tile, but for its map."""
+    known = {name: value for name, value in record.to_dict().items() if value is not None and name != "heat"}
+    return {name: round(value, 4) if isinstance(value, float) else value for name, value in known.items()}
 
 
 def message(event: JobEvent) -> str:

@@ -22,6 +22,7 @@ from dino_ray.engine.protocol import (
     Timings,
 )
 from dino_ray.engine.replica import peak_rss_mb
+from dino_ray.fidelity.summary import Ledger, summary
 from dino_ray.report.roster import Member, Roster
 
 if TYPE_CHECKING:
@@ -110,6 +111,9 @@ class UpscaleReport:
     """All that took part or tried to, by number."""
     copies: int = 0
     """Of ``tile_calls``, those that gave overdue tiles to a second replica."""
+    fidelity: dict[str, Any] | None = None
+    """How true the result is to its source, and what was done for it, over all and per tile; see
+    ``fidelity.summary.summary``. ``files`` names pictures of it. None: no model refined it."""
 
     def to_json(self) -> str:
         """All of it, as an indented JSON object."""
@@ -188,6 +192,7 @@ class Bookkeeper:
         config: UpscaleConfig,
         settings: Settings,
         poisoned_before: Mapping[str, str],
+        ledger: Ledger,
     ) -> UpscaleReport:
         """The sum of a finished image; reads the canvas once, for its hash.
 
@@ -195,6 +200,8 @@ class Bookkeeper:
         ----------
         poisoned_before
             Tiles that this run or an earlier one had to give up, with the reason.
+        ledger
+            Records of the others; loses those of tiles that were given up since.
         """
         ended = time.monotonic()
         assert self._work is not None
@@ -204,6 +211,8 @@ class Bookkeeper:
         sha256 = canvas.sha256()
         self._peaks["driver"] = peak_rss_mb()
         tiles, cells = self._grid_sizes
+        poisoned = {int(tile): reason for tile, reason in poisoned_before.items()} | dict(self._work.poisoned)
+        ledger.forget(poisoned)
         used = asdict(settings)
         model = used.pop("model")
         return UpscaleReport(
@@ -223,8 +232,7 @@ class Bookkeeper:
             cells_resumed=self._cells_before,
             tile_calls=self._work.tile_calls,
             retries=self._work.retries,
-            poisoned={int(tile): reason for tile, reason in poisoned_before.items()}
-            | dict(self._work.poisoned),
+            poisoned=poisoned,
             canvas_sha256=sha256,
             peak_rss_mb={role: round(mb, 1) for role, mb in self._peaks.items()},
             model=model,
@@ -233,6 +241,7 @@ class Bookkeeper:
             settings=used,
             replicas=self.replicas(),
             copies=self._work.copies,
+            fidelity=None if settings.model is None else summary(ledger, image.grid, len(poisoned)),
         )
 
     def replicas(self) -> tuple[ReplicaReport, ...]:

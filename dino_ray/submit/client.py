@@ -100,7 +100,8 @@ def prepare(request: Request, address: str) -> Prepared:
         staged = staged if any(_is_staged(place, staged) for place in places_there) else None
     images = tuple(zip(sources, targets, strict=True))
     folder = folder_name(job, request.config.job_dir, [target.shown for target in targets])
-    order = Order(folder, images, options, request.existing, request.strict, staged)
+    pictures = request.report is not None
+    order = Order(folder, images, options, request.existing, request.strict, staged, pictures)
     homes = tuple(
         os.path.abspath(places.local_path(target.shown))
         if target.sent or _is_staged(target.place, staged)

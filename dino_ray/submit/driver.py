@@ -23,6 +23,7 @@ from dino_ray import __version__, places
 from dino_ray.errors import DinoRayError, JobError, UsageError, describe_error, for_user
 from dino_ray.jobfolder import SUFFIX
 from dino_ray.stopping import INTERRUPTED, STOP_S, interrupt
+from dino_ray.submit import pictures
 from dino_ray.submit.notes import Accepted, Ended, ImageFailed, Interrupted, Note, Parcel, Ready, to_line
 from dino_ray.submit.order import Order
 from dino_ray.submit.parcels import Box, mail, pack, receive, sha256_of
@@ -87,7 +88,7 @@ def _do(job: str, say: Say, box: Box, logs: Path) -> int:
                 say(Ready(tuple(parcels), WAIT_HOURS))
             say(Ended(code))
             if parcels:
-                _await_fetched(job, box)
+                _await_fetched(job, box, missed=any(not parcel.picture for parcel in parcels))
         leave_staged()
     return code
 
@@ -246,6 +247,13 @@ def _stop(child: subprocess.Popen[str], told: bool) -> None:
 def _offered(order: Order, folder: Path, links: Path) -> Iterator[Sequence[Parcel]]:
     """Link results to where the dashboard serves them; the links are gone in the end."""
     parcels = []
+
+    def offer(n: int, link: str, path: Path, packed: bool, picture: str = "") -> None:
+        links.mkdir(parents=True, exist_ok=True)
+        (links / link).symlink_to(path)
+        name = f"{_LINKS}/{links.name}/{link}"
+        parcels.append(Parcel(n, name, path.stat().st_size, sha256_of(path), packed, picture))
+
     try:
         for n, (_, target) in enumerate(order.images):
             made = folder / "out" / str(n)
@@ -255,10 +263,9 @@ def _offered(order: Order, folder: Path, links: Path) -> Iterator[Sequence[Parce
                     result = folder / "out" / f"{n}.tar"
                     pack(made, names, result)
                     shutil.rmtree(made)
-                links.mkdir(parents=True, exist_ok=True)
-                (links / str(n)).symlink_to(result)
-                name = f"{_LINKS}/{links.name}/{n}"
-                parcels.append(Parcel(n, name, result.stat().st_size, sha256_of(result), packed))
+                offer(n, str(n), result, packed)
+        for number, (path, end) in enumerate(pictures.made(folder)):
+            offer(0, f"picture-{number}", path, False, end)
         yield parcels
     finally:
         shutil.rmtree(links, ignore_errors=True)
@@ -268,10 +275,13 @@ def _is_result(name: str) -> bool:
     return not name.startswith(".") and not name.endswith(SUFFIX)
 
 
-def _await_fetched(job: str, box: Box) -> None:
+def _await_fetched(job: str, box: Box, *, missed: bool) -> None:
+    """Wait until all is fetched; ``missed``: whether the job has failed if that never happens."""
     deadline = time.monotonic() + WAIT_HOURS * 3600
     while box.take(mail(job, "fetched")) is None:
         if time.monotonic() > deadline:
+            if not missed:
+                return
             raise JobError(f"nobody fetched the results for {WAIT_HOURS:g} hours; they are removed")
         time.sleep(POLL_S)
 

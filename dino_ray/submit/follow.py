@@ -19,6 +19,7 @@ from dino_ray.stopping import INTERRUPTED
 from dino_ray.submit import notes
 from dino_ray.submit.connection import Unreachable
 from dino_ray.submit.dashboard import Dashboard
+from dino_ray.submit.pictures import at_home
 from dino_ray.submit.record import Record
 from dino_ray.submit.results import fetch_all, write_report
 
@@ -64,13 +65,13 @@ class Told:
     exit_code: int | None = None
     _pieces: dict[int, str] = field(default_factory=dict)
 
-    def take_piece(self, piece: notes.ReportPiece) -> dict[str, Any] | None:
-        """The report, once this was its last piece."""
+    def take_piece(self, piece: notes.ReportPiece, report: str | None) -> dict[str, Any] | None:
+        """The report, once this was its last piece, with its pictures where they go beside ``report``."""
         text = self._pieces.pop(piece.image, "") + piece.text
         if not piece.last:
             self._pieces[piece.image] = text
             return None
-        self.reports[piece.image] = json.loads(text)
+        self.reports[piece.image] = at_home(json.loads(text), report)
         return self.reports[piece.image]
 
     def name_of(self, image: int | None) -> str | None:
@@ -113,7 +114,7 @@ def follow(dashboard: Dashboard, remembered: Record, listen: Listener, show: Sho
             if line.startswith(notes.SAID):
                 show.said(line.removeprefix(notes.SAID))
             continue
-        _hear(event, told, hear, show)
+        _hear(event, told, hear, show, remembered.report)
         if told.exit_code is not None:
             break
     if told.exit_code is None:
@@ -188,12 +189,14 @@ def _texts(dashboard: Dashboard, job: str) -> Iterator[str]:
                 return
 
 
-def _hear(event: JobEvent | notes.Note, told: Told, listen: Listener, show: Show) -> None:
+def _hear(
+    event: JobEvent | notes.Note, told: Told, listen: Listener, show: Show, report_place: str | None
+) -> None:
     match event:
         case notes.Accepted(images=images):
             told.images = images
         case notes.ReportPiece(before=before):
-            report = told.take_piece(event)
+            report = told.take_piece(event, report_place)
             if report is not None:
                 show.finished(UpscaleReport.from_dict(report), before=before)
         case notes.ImageFailed(image=image, text=text):

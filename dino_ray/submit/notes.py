@@ -11,6 +11,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, cast, get_args
 
 from dino_ray.engine.protocol import ImageStarted, JobEvent, TileCall, Timings
+from dino_ray.fidelity.record import TileFidelity
 from dino_ray.plan.geometry import Grid
 
 
@@ -66,6 +67,8 @@ class Parcel:
     sha256: str
     packed: bool
     """Whether it is a tar archive of several files."""
+    picture: str = ""
+    """Of a picture that goes with the report, how its name ends; empty: it is the image's result."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,8 @@ def _event(kind: type[Any], raw: dict[str, Any]) -> JobEvent:
         if field.name == "call":
             values["call"] = TileCall(raw["call"], tuple(raw["tiles"]))
         elif field.name == "timings":
-            values["timings"] = Timings(raw.get("stages", {}))
+            fidelity = (TileFidelity(**record) for record in raw.get("fidelity", ()))
+            values["timings"] = Timings(raw.get("stages", {}), fidelity=tuple(fidelity))
         elif field.name == "pixels":
             values["pixels"] = ()
         elif field.name in raw:

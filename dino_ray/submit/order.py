@@ -85,6 +85,8 @@ class Order:
         Options that were given, by field name.
     staged
         Folder of an object store where the client has put sources, and from which it fetches results.
+    pictures
+        Whether the client writes a report, and wants the pictures that go with it.
     """
 
     folder: str
@@ -93,11 +95,12 @@ class Order:
     existing: Existing = "resume"
     strict: bool = False
     staged: str | None = None
+    pictures: bool = False
     version: str = __version__
     format: int = FORMAT
 
     def __post_init__(self) -> None:
-        _check_kinds(self, folder=str, config=Mapping, strict=bool, staged=str | None)
+        _check_kinds(self, folder=str, config=Mapping, strict=bool, staged=str | None, pictures=bool)
         if not _FOLDER.fullmatch(self.folder) or self.existing not in _EXISTING or not self.images:
             raise ValueError("its folder, images or what becomes of an older job are not valid")
 

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dino_ray import places
-from dino_ray.errors import JobError, UsageError, describe_error
+from dino_ray.errors import DinoRayError, JobError, UsageError, describe_error
 from dino_ray.files import write_whole
 from dino_ray.submit import notes
 from dino_ray.submit.dashboard import Dashboard
 from dino_ray.submit.parcels import BLOCK, Facts, fetch, install, mail
+from dino_ray.submit.pictures import bring, place_here
 from dino_ray.submit.record import Record
 
 if TYPE_CHECKING:
@@ -42,10 +43,14 @@ def fetch_all(dashboard: Dashboard, remembered: Record, told: Told, show: Show) 
         places.remove_tree(remembered.staged)
     if told.ready is None:
         return
+    results = [parcel for parcel in told.ready.parcels if not parcel.picture]
+    pictures = [parcel for parcel in told.ready.parcels if parcel.picture]
     state = dashboard.job(remembered.job)
     if state.over:  # its driver waits with them, and removes them as it ends
+        if not results:
+            return
         raise UsageError(f"{remembered.job}: its results are gone: they were fetched before, or given up")
-    for parcel in told.ready.parcels:
+    for parcel in results:
         shown = told.images[parcel.image][1]
         home = remembered.home(parcel.image, shown, len(told.images))
         if home is None:
@@ -53,9 +58,21 @@ def fetch_all(dashboard: Dashboard, remembered: Record, told: Told, show: Show) 
                 f"{remembered.job}: this machine does not know where its results go; name -o, a file or a folder"
             )
         _fetch_one(dashboard, state.node or "", parcel, home, show)
+    for parcel in pictures if remembered.report is not None else ():
+        _fetch_picture(dashboard, state.node or "", parcel, remembered.report or "", show)
     fetched = mail(remembered.job, "fetched")
     dashboard.holds(fetched)  # asked for first, so that it does not stay in the store
     dashboard.put(fetched, b"yes")
+
+
+def _fetch_picture(dashboard: Dashboard, node: str, parcel: notes.Parcel, report: str, show: Show) -> None:
+    """Bring a picture home; one that can't be is not worth the results."""
+    try:
+        bring(
+            lambda path: _fetch_one(dashboard, node, parcel, path, show), place_here(report, parcel.picture)
+        )
+    except DinoRayError as error:
+        show.said(str(error))
 
 
 def _fetch_one(dashboard: Dashboard, node: str, parcel: notes.Parcel, target: Path, show: Show) -> None:

@@ -26,6 +26,7 @@ from dino_ray.report.progress import json_lines
 from dino_ray.stopping import INTERRUPTED, interrupt, stopped_in_time
 from dino_ray.submit.notes import SAID, ImageFailed, Interrupted, Note, pieces, to_line
 from dino_ray.submit.order import Order
+from dino_ray.submit.pictures import report_there
 
 _HOW_TO_GO_ON = re.compile(r"; [\d,]+ of [\d,]+ cells of .*? are kept; go on with.*$", re.DOTALL)
 """What an error says of a job folder, which is not true of one that goes with the job."""
@@ -61,7 +62,8 @@ def main(order: Order, folder: str, stream: IO[str]) -> int:
     numbers = {pair: n for n, pair in enumerate(pairs)}
     try:
         config = UpscaleConfig.parse({**order.config, "address": "auto"})
-        batch = Batch.check(pairs, config, existing=order.existing, strict=order.strict)
+        pictures = report_there(folder) if order.pictures else None
+        batch = Batch.check(pairs, config, pictures=pictures, existing=order.existing, strict=order.strict)
         with stopped_in_time(batch.standing.left):
             batch.run(json_lines(cast(IO[str], _Renaming(stream, local))), finished, started)
         by_name = {name: n for n, (name, _) in enumerate(pairs)}

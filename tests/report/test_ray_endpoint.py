@@ -22,6 +22,7 @@ from dino_ray.engine.protocol import (
     TilesLost,
     Timings,
 )
+from dino_ray.fidelity.record import TileFidelity
 from dino_ray.plan.geometry import make_grid
 
 pytestmark = pytest.mark.ray
@@ -54,12 +55,12 @@ def endpoint() -> Iterator[str]:
 
 
 def scraped(endpoint: str) -> dict[tuple[str, str], float]:
-    """Value of each of our metrics, by its name and its stage if it has one."""
+    """Value of each of our metrics, by its name and its stage or action if it has one."""
     with urllib.request.urlopen(endpoint, timeout=5) as answer:
         found = SAMPLE.findall(answer.read().decode())
     values = {}
     for name, labels, value in found:
-        stage = re.search(r'stage="(\w+)"', labels)
+        stage = re.search(r'(?:stage|action)="(\w+)"', labels)
         assert re.search(r'JobId="\w+"', labels)
         values[name, stage[1] if stage else ""] = float(value)
     return values
@@ -99,13 +100,14 @@ def test_faults_are_counted_and_gauges_follow(endpoint: str) -> None:
     grid = make_grid(256, 128, tile=64, overlap=16, multiple=16)
     before = scraped(endpoint)
     call = TileCall(0, (0, 1))
+    judged = (TileFidelity(0, "skipped"), TileFidelity(1, "blended"))
     events: list[JobEvent] = [
         ImageStarted("photo", grid, 2, Timings()),
         ReplicaReady(0),
         ReplicaReady(1),
         TilesStarted(call, 0),
         TilesStarted(call, 1, copy=True),
-        TilesDone(call, 0, (None, None)),
+        TilesDone(call, 0, (None, None), Timings(fidelity=judged)),
         TilesLost(call, 1, "too slow", "cancelled"),
         TilesLost(TileCall(1, (2,)), 1, "the machine went", "node"),
         ReplicaLost(1, "the machine went", for_good=True, fault="node"),
@@ -127,6 +129,10 @@ def test_faults_are_counted_and_gauges_follow(endpoint: str) -> None:
     assert rise["dino_ray_copies_total"] == 1
     assert rise["dino_ray_replicas_lost_total"] == 1
     assert rise["dino_ray_tiles_poisoned_total"] == 1
+    assert {action: values["dino_ray_tiles_judged_total", action] for action in ("skipped", "blended")} == {
+        "skipped": 1,
+        "blended": 1,
+    }
     metrics.close()
 
 

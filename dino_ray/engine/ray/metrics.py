@@ -53,6 +53,9 @@ TILES_LEFT = Described(
 TILES_POISONED = Described(
     "dino_ray_tiles_poisoned", "counter", "Tiles that failed on every try; the base stands in their place."
 )
+TILES_JUDGED = Described(
+    "dino_ray_tiles_judged", "counter", "Refined tiles by what was done with them.", (JOB, "action")
+)
 CELLS_DONE = Described(
     "dino_ray_cells_done", "counter", "Cells that were merged and committed to the canvas."
 )
@@ -71,6 +74,7 @@ METRICS = (
     TILES_DONE,
     TILES_LEFT,
     TILES_POISONED,
+    TILES_JUDGED,
     CELLS_DONE,
     RETRIES,
     COPIES,
@@ -100,7 +104,8 @@ class Metrics:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._told = clock, clock()
-        self._labels = {"": {JOB: ray.get_runtime_context().get_job_id()}}
+        self._job = {JOB: ray.get_runtime_context().get_job_id()}
+        self._labels: dict[tuple[str, str], dict[str, str]] = {}
         kinds = {"counter": Counter, "gauge": Gauge}
         self._metrics = {m: kinds[m.kind](m.name, m.meaning, m.labels) for m in METRICS if m.kind in kinds}
         self._seconds = Histogram(
@@ -131,6 +136,8 @@ class Metrics:
                 self._owed[TILES_DONE, ""] += len(call.tiles)
                 if not self._tiles_per_cell:
                     self._tiles_left -= len(call.tiles)
+                for record in timings.fidelity:
+                    self._owed[TILES_JUDGED, record.action] += 1
                 self._observe(timings)
             case TilesLost(fault=fault) if fault != "cancelled":
                 self._owed[RETRIES, ""] += 1
@@ -158,8 +165,8 @@ class Metrics:
         self._tell()
 
     def _tell(self) -> None:
-        for (about, stage), count in self._owed.items():
-            self._metrics[about].inc(count, self._labelled(stage))
+        for (about, value), count in self._owed.items():
+            self._metrics[about].inc(count, self._labelled(value, about.labels[-1]))
         self._owed.clear()  # Ray takes no zero, so a series begins with the first time
         self._metrics[TILES_LEFT].set(max(round(self._tiles_left), 0), self._labelled(""))
         self._metrics[REPLICAS_READY].set(len(self._ready), self._labelled(""))
@@ -170,8 +177,8 @@ class Metrics:
                 self._owed[BUSY_SECONDS, stage] += seconds
             self._seconds.observe(max(seconds, 0.0), self._labelled(stage))
 
-    def _labelled(self, stage: str) -> dict[str, str]:
-        labels = self._labels.get(stage)
+    def _labelled(self, value: str, label: str = "stage") -> dict[str, str]:
+        labels = self._labels.get((label, value))
         if labels is None:
-            labels = self._labels[stage] = {**self._labels[""], "stage": stage}
+            labels = self._labels[label, value] = {**self._job, label: value} if value else self._job
         return labels
