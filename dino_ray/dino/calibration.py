@@ -138,7 +138,7 @@ def calibrate(dino: FeatureModel, pictures: Sequence[np.ndarray]) -> Calibration
                     drift = reference.drift(other[window], alarm=1.0)
                     worst.append(drift.worst)
                     if other is sharp:
-                        patches.append(1 - drift.cosines.numpy())
+                        patches.append(1 - drift.cosines.cpu().numpy())
         structure.append(difference_from_neighbours(_tokens(dino, soft)).ravel())
     return _summary(np.concatenate(patches), np.array(worst), np.concatenate(structure), len(pictures))
 
