@@ -44,8 +44,8 @@ class Effort:
     strength: float
 
     def gentler(self) -> Effort:
-        """For another try: half the noise, and half of what guidance lacks of its full strength."""
-        return Effort(self.denoise / 2, (1 + self.strength) / 2)
+        """For another try: half the noise, and half of what guidance lacks of its full strength; off stays off."""
+        return Effort(self.denoise / 2, (1 + self.strength) / 2 if self.strength else 0.0)
 
 
 def refine_batch(
