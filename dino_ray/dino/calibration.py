@@ -9,6 +9,7 @@ neighbours says what structure is.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -62,7 +63,8 @@ class Calibration:
     """How many it was made from."""
 
     def __post_init__(self) -> None:
-        if not (0 <= self.dead_band < self.alarm <= 2 and 0 <= self.structure[0] < self.structure[1]):
+        low, high = self.structure
+        if not (0 <= self.dead_band < self.alarm <= 2 and 0 <= low < high < math.inf):
             raise ValueError(f"thresholds out of order: {self}")
 
     def to_dict(self) -> dict[str, object]:
