@@ -17,6 +17,9 @@ from dino_ray.dino import loading
 from dino_ray.engine.protocol import ReplicaSpec
 from dino_ray.upsample import Lanczos
 
+COMMANDS_SIDE = 24
+"""px of the blotches that the command paints which this module is, run as one."""
+
 
 @cache
 def bundled_dino() -> loading.Dino:
@@ -99,5 +102,5 @@ if __name__ == "__main__":  # the command, with a painter in the place of the bu
     from dino_ray import job
     from dino_ray.cli import main
 
-    job.replica_spec = lambda config, settings: painting(side=24)
+    job.replica_spec = lambda config, settings: painting(side=COMMANDS_SIDE)
     main()
