@@ -72,7 +72,7 @@ class UpscaleConfig(BaseModel):
     preset: Preset | None = Field(
         default=None,
         description="How much may change, all at once: sets --denoise, --dino-strength, --adaptive and --steps where "
-        "they are not given.",
+        "they are not given. Default: none of them.",
     )
     denoise: float = Field(
         default=0.25,
@@ -109,7 +109,8 @@ class UpscaleConfig(BaseModel):
         default=None,
         ge=0,
         le=1,
-        description="How strongly DINO holds the tiles to what the image shows, while they are made; 0 is off.",
+        description="How strongly DINO holds the tiles to what the image shows, while they are made; 0 is off. "
+        "Default: 1 where the model attends to DINO features, else 0.5.",
     )
     adaptive: float = Field(
         default=0.5,

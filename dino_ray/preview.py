@@ -39,6 +39,10 @@ class JobPreview:
     steps: int
     dino: str | None
     dino_strength: float
+    adaptive: float
+    verify: bool
+    consistency: float
+    color_lock: str
     tile_width: int
     tile_height: int
     tile_columns: int
@@ -77,13 +81,12 @@ class JobPreview:
 
     def to_text(self) -> str:
         """For a person: a few lines."""
-        dino = f", DINO {self.dino} at {self.dino_strength:g}" if self.dino else ""
         steps = f"{self.steps} step{'s' if self.steps > 1 else ''}"
         how = f"{steps} from noise level {self.denoise:g}" if self.steps else "no diffusion"
         return (
             f"{self.source}: {self.source_width} × {self.source_height} → {self.width} × {self.height}, "
             f"{self.bands} bands of {self.dtype}\n"
-            f"  model   {self.model} over base {self.base}, {how}{dino}\n"
+            f"  model   {self.model} over base {self.base}, {how}\n{self._held()}"
             f"  tiles   {self.tiles} = {self.tile_columns} × {self.tile_rows} of {self.tile_width} × "
             f"{self.tile_height}, overlapping by at least {self.least_overlap}; {self.model_calls} model calls, "
             f"{self.pixels_refined:.2f} pixels refined per pixel\n"
@@ -91,6 +94,18 @@ class JobPreview:
             f"  needs   {self.disk_mb:,.0f} MB of disk while it runs; "
             f"up to {self.tiles_waiting_mb:,.0f} MB of tiles in the store{self._measured()}"
         )
+
+    def _held(self) -> str:
+        """How the result is held to its source."""
+        ways = {
+            f"guided by DINO {self.dino} at {self.dino_strength:g}": self.dino and self.dino_strength,
+            f"adaptive {self.adaptive:g}": self.adaptive,
+            f"consistency {self.consistency:g}": self.consistency,
+            f"colours by {self.color_lock}": self.color_lock != "off",
+            f"verified by DINO {self.dino}": self.verify and self.dino,
+        }
+        used = ", ".join(way for way, is_used in ways.items() if is_used)
+        return f"  held    {used}\n" if used else ""
 
     def _measured(self) -> str:
         """What a calibration adds, and what memory is claimed with or without one."""
@@ -240,6 +255,10 @@ def _preview(
         steps=settings.steps if settings.model else 0,
         dino=settings.dino,
         dino_strength=settings.dino_strength,
+        adaptive=settings.adaptive,
+        verify=settings.verify,
+        consistency=settings.consistency,
+        color_lock=settings.color_lock,
         tile_width=xs.tile,
         tile_height=ys.tile,
         tile_columns=xs.n_tiles,

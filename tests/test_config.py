@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dino_ray import identity
-from dino_ray.config import UpscaleConfig
+from dino_ray.config import PRESETS, UpscaleConfig
 from dino_ray.errors import UsageError
 from dino_ray.resolve import resolve
 from dino_ray.workers import Workers
@@ -195,3 +195,26 @@ def test_the_batch_is_among_what_pixels_depend_on() -> None:
     one, four = pixels(), pixels(batch=4)
     assert {name for name in one if one[name] != four[name]} == {"--batch"}
     assert one == pixels(workers="2:16")
+
+
+def test_a_preset_fills_in_what_is_not_given(tmp_path: Path) -> None:
+    preset = UpscaleConfig.parse({"preset": "creative"})
+    assert (preset.denoise, preset.dino_strength, preset.adaptive) == tuple(PRESETS["creative"].values())
+    assert UpscaleConfig.parse({"preset": "creative", "denoise": 0.2}).denoise == 0.2
+    assert resolve(preset).steps == 2 * resolve(UpscaleConfig()).steps
+    assert resolve(UpscaleConfig.parse({"preset": "creative", "steps": 1})).steps == 1
+    file = tmp_path / "job.yaml"
+    file.write_text("preset: conservative\n")
+    assert UpscaleConfig.from_yaml(file, {"adaptive": 0.1}).denoise == PRESETS["conservative"]["denoise"]
+    assert UpscaleConfig.from_yaml(file, {"adaptive": 0.1}).adaptive == 0.1
+
+
+def test_a_preset_and_what_it_filled_in_mean_the_same_when_read_again() -> None:
+    config = UpscaleConfig.parse({"preset": "creative", "denoise": 0.25})
+    assert UpscaleConfig.parse(config.model_dump()) == config
+
+
+def test_consistency_follows_the_scale_unless_it_is_given() -> None:
+    found = [resolve(UpscaleConfig(scale=scale)).consistency for scale in (1, 1.25, 1.5, 4)]
+    assert found == [0, 0.5, 1, 1]
+    assert resolve(UpscaleConfig(scale=1, consistency=0.3)).consistency == 0.3

@@ -41,7 +41,7 @@ ALARM_QUANTILE = 0.98
 """Of the worst patches of benign tiles: so many are to raise no alarm."""
 TILE = 128
 """px of the tiles whose worst patches are looked at: small ones, since larger ones have worse worst patches."""
-STRUCTURE_QUANTILES = (0.5, 0.95)
+STRUCTURE_QUANTILES = (0.25, 0.9)
 """Of patches, by how much they differ from their neighbours: those that are no structure yet, and those that are
 nothing else."""
 

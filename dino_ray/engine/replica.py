@@ -18,7 +18,7 @@ from dino_ray.engine.verifying import Refined, Tile
 from dino_ray.engine.watch import Cancelled, Stop, Stopwatch, heed, never, peak_rss_mb
 from dino_ray.fidelity.record import TileFidelity
 from dino_ray.plan import blend
-from dino_ray.plan.geometry import Rect
+from dino_ray.plan.geometry import Rect, Scaling
 from dino_ray.upsample import base_tile, unit_range
 
 if TYPE_CHECKING:
@@ -30,6 +30,23 @@ __all__ = ["Cancelled", "OutOfMemory", "Replica", "Stop", "merge", "never", "pea
 
 UINT16_MAX = 65535
 LUMA = tuple(np.float32(weight) for weight in (0.299, 0.587, 0.114))  # ITU-R BT.601
+
+
+class LastRead:
+    """Reads windows of a source; a part of the last one is cut out of it. A read may come from another machine."""
+
+    def __init__(self, read: Callable[[Rect], np.ndarray]) -> None:
+        self._read = read
+        self._last: tuple[Rect, np.ndarray] | None = None
+
+    def __call__(self, rect: Rect) -> np.ndarray:
+        if self._last is not None:
+            place, window = self._last
+            if rect.intersect(place) == rect:
+                return window[rect.shift(-place.x, -place.y).slices]
+        window = self._read(rect)
+        self._last = rect, window
+        return window
 
 
 class Replica:
@@ -189,30 +206,28 @@ class Replica:
                 turn.take(stop)
             return window
 
-        rects = [task.grid.tile_rect(tile) for tile in call.tiles]
-        tiles = []
-        for rect in rects:
+        refines = call.refine and self._denoiser is not None
+        colour = task.source.info.colour_bands
+        bases, tiles = [], []
+        for number in call.tiles:
+            rect, reader = task.grid.tile_rect(number), LastRead(read)
             heed(stop)
             with watch("base"):
-                tiles.append(self._base(task, rect, read))
-        if not call.refine or self._denoiser is None:
-            return tiles, ()
-        from dino_ray.fidelity.consistency import source_window
-
-        models, colour = Models(self._denoiser, self._dino), task.source.info.colour_bands
+                base = self._base(task, rect, reader)
+            bases.append(base)
+            if refines:
+                tiles.append(_tile(number, rect, base, reader, task.scaling, colour))
+        if not refines or self._denoiser is None:
+            return bases, ()
+        models = Models(self._denoiser, self._dino)
 
         def work(batch: Sequence[Tile]) -> Sequence[Refined]:
             return refine_batch(models, batch, task, guide, watch, stop)
 
-        bases = []
-        for number, rect, pixels in zip(call.tiles, rects, tiles, strict=True):
-            window = source_window(rect, task.scaling)
-            source = _with_alpha(unit_range(read(window)), colour)
-            bases.append(Tile(number, rect, _rgb(pixels[..., :colour]), source, window))
-        refined = self._thrift.in_batches(bases, work, models.denoiser.save_memory)
+        refined = self._thrift.in_batches(tiles, work, models.denoiser.save_memory)
         made = [
             np.concatenate([_like(each.pixels, colour), base[..., colour:]], axis=-1)
-            for each, base in zip(refined, tiles, strict=True)
+            for each, base in zip(refined, bases, strict=True)
         ]
         return made, tuple(each.fidelity for each in refined)
 
@@ -268,6 +283,16 @@ def _merge_cell(task: ImageTask, cell: int, tiles: Mapping[int, np.ndarray]) -> 
     blended = time.perf_counter()
     task.canvas.write(task.grid.cell_rect(cell), pixels)
     return {"blend": blended - start, "commit": time.perf_counter() - blended}
+
+
+def _tile(
+    number: int, rect: Rect, base: np.ndarray, read: LastRead, scaling: Scaling, colour_bands: int
+) -> Tile:
+    from dino_ray.fidelity.consistency import source_window
+
+    window = source_window(rect, scaling)
+    source = _with_alpha(unit_range(read(window)), colour_bands)
+    return Tile(number, rect, _rgb(base[..., :colour_bands]), source, window)
 
 
 def _rgb(pixels: np.ndarray) -> np.ndarray:

@@ -17,9 +17,9 @@ PROCESS_MB = 105.0
 RAY_DRIVER_MB = 45.0
 RAY_WORKER_MB = 25.0
 """What Ray adds to it."""
-TILE_BYTES = {"lanczos": 55, "net": 230, "bundled": 1050}
+TILE_BYTES = {"lanczos": 55, "net": 230, "bundled": 1800}
 """Of a replica, per pixel of a tile."""
-TORCH_MB = {"lanczos": 0.0, "net": 230.0, "bundled": 445.0}
+TORCH_MB = {"lanczos": 0.0, "net": 230.0, "bundled": 480.0}
 """Of a replica: torch, and the weights."""
 MERGE_TILES = 4
 """A merge holds, of tiles at 16 bits."""

@@ -252,3 +252,21 @@ def test_packing_round_trips_and_follows_the_stock_pipeline():
     assert torch.equal(pack(x), stock)
     ids = FluxImg2ImgPipeline._prepare_latent_image_ids(1, 3, 5, "cpu", torch.float32)
     assert torch.equal(position_ids(3, 5), ids)
+
+
+def test_a_sketch_passes_gradients_to_the_latents_and_keeps_few_activations(denoiser):
+    asked = latents().requires_grad_()
+    torch.testing.assert_close(denoiser.sketch(asked), denoiser.decode(asked))
+    denoiser.sketch(asked).sum().backward()
+    assert asked.grad.abs().sum() > 0
+
+    def kept() -> int:
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+            denoiser.sketch(latents().requires_grad_())
+        return sum(sizes)
+
+    sparing = kept()
+    denoiser._vae.decoder.gradient_checkpointing = False
+    assert sparing < kept() / 2
+    denoiser._vae.decoder.gradient_checkpointing = True

@@ -110,3 +110,21 @@ def test_a_callback_stops_between_steps_before_the_model_runs():
         sample(flow, torch.ones(1, 1, 1, 1), torch.linspace(0.5, 0, 6), NOTHING, before_step=before_step)
     assert seen == [0, 1, 2]
     assert len(flow.calls) == 2
+
+
+def test_each_prediction_can_be_amended_before_it_is_used() -> None:
+    heard: list[float] = []
+
+    def amend(x0: Tensor, sigma: float) -> Tensor:
+        heard.append(sigma)
+        return torch.full_like(x0, 0.25)
+
+    for method, calls in (("euler", 3), ("heun", 5)):
+        heard.clear()
+        x = torch.randn(1, 2, 4, 4)
+        made = sample(
+            gaussian(1.0), x, torch.tensor([0.6, 0.4, 0.2, 0.0]), Conditioning(), method, amend=amend
+        )
+        torch.testing.assert_close(made, torch.full_like(x, 0.25))
+        assert len(heard) == calls
+        assert heard[0] == pytest.approx(0.6)

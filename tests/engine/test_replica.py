@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from dino_ray.dino.features import FeatureLevel, FeatureMap
 from dino_ray.engine.protocol import Guide, ImageTask, ReplicaSpec, TileCall
-from dino_ray.engine.replica import Cancelled, OutOfMemory, Replica, peak_rss_mb
+from dino_ray.engine.replica import Cancelled, LastRead, OutOfMemory, Replica, peak_rss_mb
 from dino_ray.engine.thrift import LEAST_STRIP, Thrift, is_out_of_memory
 from dino_ray.plan.geometry import Rect
 from dino_ray.upsample import Lanczos
@@ -291,3 +291,22 @@ def test_the_peak_follows_what_the_process_holds() -> None:
     assert peak_rss_mb() > before + 190
     del ballast
     assert peak_rss_mb() > before + 190
+
+
+# ---- its reading
+
+
+def test_a_window_within_the_last_one_is_cut_out_of_it() -> None:
+    read: list[Rect] = []
+    pixels = np.arange(40 * 50).reshape(40, 50)
+
+    def source(rect: Rect) -> np.ndarray:
+        read.append(rect)
+        return pixels[rect.slices]
+
+    windows = LastRead(source)
+    for rect in (Rect(5, 5, 30, 30), Rect(10, 6, 9, 29), Rect(5, 5, 30, 30)):
+        np.testing.assert_array_equal(windows(rect), pixels[rect.slices])
+    assert len(read) == 1
+    windows(Rect(4, 10, 5, 5))
+    assert len(read) == 2

@@ -68,6 +68,8 @@ class FluxDenoiser:
     ) -> None:
         self._transformer = transformer.eval().requires_grad_(False)
         self._vae = vae.eval().requires_grad_(False)
+        # Guidance may decode with a gradient: all activations at once would take tens of GB at 1024 px.
+        self._vae.enable_gradient_checkpointing()
         self._tiny_vae = None if tiny_vae is None else tiny_vae.eval().requires_grad_(False)
         self._schedule = schedule
         self._description = description
