@@ -14,7 +14,7 @@ from dino_ray.diffusion.sampler import sample
 from dino_ray.engine.protocol import Guide, ImageTask
 from dino_ray.engine.verifying import Draft, Refined, Tile, verified
 from dino_ray.engine.watch import Stop, Stopwatch, heed
-from dino_ray.fidelity.flat import is_flat
+from dino_ray.fidelity.flat import block_side, is_flat
 from dino_ray.plan import noise
 from dino_ray.plan.geometry import Rect
 
@@ -79,7 +79,8 @@ def refine_batch(
 
     asked = Effort(task.denoise, task.dino_strength)
     grain = guide.grain.noise if guide.grain is not None else 0.0
-    flat = {tile.number for tile in tiles if task.adaptive > 0 and is_flat(tile.base, grain)}
+    block = block_side(task.scaling)
+    flat = {tile.number for tile in tiles if task.adaptive > 0 and is_flat(tile.base, grain, block)}
 
     def draft(tiles: Sequence[Tile], effort: Effort) -> Tensor:
         return _draft(models, tiles, task, guide, effort, watch, stop)
