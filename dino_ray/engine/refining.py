@@ -73,7 +73,7 @@ def refine_batch(
     Raises
     ------
     Cancelled
-        Once ``stop`` says so; it is asked between stages and before each denoising step.
+        Once ``stop`` says so; it is asked between stages, before each denoising step and whenever guidance looks.
     """
     import torch
 
@@ -124,7 +124,7 @@ def _draft(
         sigmas = denoiser.sigmas(effort.denoise, task.steps, (h, w))
         start = denoiser.noised(base, torch.from_numpy(np.stack(field)).to(device), effort.denoise)
         conditioning = _conditioning(denoiser, task, guide, effort.strength, rects)
-        amend = _amend(models, task, guide, effort, base, rects, sigmas.tolist())
+        amend = _amend(models, task, guide, effort, base, rects, sigmas.tolist(), stop)
         latents = sample(
             denoiser, start, sigmas, conditioning, task.sampler, lambda step: heed(stop), amend=amend
         )
@@ -176,6 +176,7 @@ def _amend(
     base: Tensor,
     rects: Sequence[Rect],
     levels: Sequence[float],
+    stop: Stop,
 ) -> Amend | None:
     """What becomes of a prediction: less change where structure is, and a turn towards what DINO sees in the base."""
     changes: list[Amend] = []
@@ -184,8 +185,12 @@ def _amend(
     if effort.strength > 0 and models.dino is not None and guide.calibration is not None:
         from dino_ray.dino.guidance import Guidance
 
+        def sketch(latents: Tensor) -> Tensor:
+            heed(stop)  # before each of the up to a hundred looks that guidance takes within a step
+            return models.denoiser.sketch(latents)
+
         dead_band = guide.calibration.dead_band
-        steer = Guidance.towards(models.dino, models.denoiser.sketch, base, effort.strength, dead_band)
+        steer = Guidance.towards(models.dino, sketch, base, effort.strength, dead_band)
         changes.append(lambda x0, sigma: steer(x0))
     if not changes:
         return None

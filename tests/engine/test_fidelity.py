@@ -19,7 +19,7 @@ from dino_ray.dino.features import FeatureLevel
 from dino_ray.engine.drive import drive
 from dino_ray.engine.local import LocalEngine
 from dino_ray.engine.protocol import Engine, Guide, ImageTask, ReplicaSpec, TileCall, TilesDone
-from dino_ray.engine.replica import OutOfMemory, Replica
+from dino_ray.engine.replica import Cancelled, OutOfMemory, Replica
 from dino_ray.fidelity.mend import FEATHER, REACH
 from dino_ray.fidelity.record import HEAT_ALARM, TileFidelity
 from dino_ray.plan.geometry import Scaling, make_grid
@@ -273,6 +273,20 @@ def test_guidance_that_does_not_fit_halves_the_batch(task: ImageTask) -> None:
         never.refine(replace(task, dino_strength=0.0), guide, TileCall(2, (0,)))[0],
         replica_of(Hungry(fits=1)).refine(replace(task, dino_strength=0.0), guide, TileCall(2, (0,)))[0],
     )
+
+
+def test_guidance_ends_when_asked_to(task: ImageTask) -> None:
+    task = replace(task, dino_strength=0.5, denoise=0.5)
+    model = Hungry(fits=9, stage="sketch")
+    replica = replica_of(model)
+    guide, _ = replica.prepare(task)
+    expected, _ = replica.refine(task, guide, TileCall(1, (0,)))
+    looks, model.given[:] = len(model.given), []
+    assert looks > 20
+    with pytest.raises(Cancelled):
+        replica.refine(task, guide, TileCall(2, (0,)), lambda: len(model.given) == looks // 2)
+    assert len(model.given) == looks // 2
+    np.testing.assert_array_equal(replica.refine(task, guide, TileCall(3, (0,)))[0], expected)
 
 
 def test_a_verification_that_does_not_fit_ends_as_a_model_that_does_not(task: ImageTask) -> None:
