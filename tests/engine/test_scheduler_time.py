@@ -81,3 +81,24 @@ def test_no_machine_is_blamed_for_warming_up() -> None:
     world.run()
     assert not world.replaced
     assert not world.scheduler.summary().copies
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("first_s", [0.0, 120.0])
+def test_tiles_that_the_model_sees_are_not_late_by_those_that_it_does_not(batch: int, first_s: float) -> None:
+    """Nine tenths of a picture are sky."""
+    grid = square(400)
+    flat = frozenset(range(grid.n_tiles)) - frozenset(range(150, 400, 6))
+    habits = Habits(tile_s=70.0, flat=flat, first_s=first_s)
+    world = World(grid, [1.0] * 4, habits=habits, batch=batch)
+    world.run()
+    assert not world.replaced
+    assert world.scheduler.summary().copies <= 4
+
+
+def test_the_pace_is_that_of_a_tile_that_is_made_once() -> None:
+    grid = square(400)
+    world = World(grid, [1.0] * 4, habits=Habits(tile_s=10.0, retries=frozenset(range(0, 400, 2))))
+    world.run()
+    pace = world.scheduler._pool._pace
+    assert pace.typical() == pytest.approx(10.0, rel=0.1)

@@ -25,6 +25,7 @@ from dino_ray.engine.protocol import (
     TilesLost,
     TilesSpare,
     TilesStarted,
+    Timings,
 )
 from dino_ray.engine.scheduler import (
     CALLS_PER_REPLICA,
@@ -36,6 +37,7 @@ from dino_ray.engine.scheduler import (
     Start,
     Stop,
 )
+from dino_ray.fidelity.record import Action, TileFidelity
 from dino_ray.plan.geometry import Grid, make_grid
 
 MERGES = 4
@@ -71,6 +73,10 @@ class Habits:
     killers: frozenset[int] = frozenset()
     """Tiles that end whatever process refines them."""
     raisers: frozenset[int] = frozenset()
+    flat: frozenset[int] = frozenset()
+    """Tiles for which the model is not asked: they take a hundredth of the time."""
+    retries: frozenset[int] = frozenset()
+    """Tiles that the model is asked for three times."""
     obeys: bool = True
     """Cancelled calls end soon; else as if they had not been."""
 
@@ -231,9 +237,10 @@ class World:
         if not actor.calls:
             return
         call, cancelled = actor.calls[0]
-        seconds = (
-            habits.tile_s * len(call.tiles) * actor.slowness * (1 + habits.jitter * (2 * dice.random() - 1))
+        tiles = sum(
+            0.01 if tile in habits.flat else 3 if tile in habits.retries else 1 for tile in call.tiles
         )
+        seconds = habits.tile_s * tiles * actor.slowness * (1 + habits.jitter * (2 * dice.random() - 1))
         seconds += 0 if actor.warm else habits.first_s
         if cancelled[0] and habits.obeys:
             self.at(0.01, self.while_alive(replica, lambda: self.end(replica, call, "cancelled")))
@@ -285,13 +292,17 @@ class World:
         if not actor.calls or actor.calls[0][0].number != call.number:
             return  # it ended before, and this was its cancellation
         actor.calls.popleft()
-        actor.warm = True
+        actor.warm = actor.warm or not self.habits.flat.issuperset(call.tiles)
         if fault is None:
             pixels = tuple((tile, (replica, actor.life)) for tile in call.tiles)
-            self.say(TilesDone(call, replica, pixels))
+            self.say(TilesDone(call, replica, pixels, Timings(fidelity=tuple(map(self.record, call.tiles)))))
         else:
             self.say(TilesLost(call, replica, f"it {fault}", fault))
         self.work(replica)
+
+    def record(self, tile: int) -> TileFidelity:
+        action: Action = "skipped" if tile in self.habits.flat else "accepted"
+        return TileFidelity(tile, action, retries=2 if tile in self.habits.retries else 0)
 
     def die(self, replica: int, fault: Fault, reason: str) -> None:
         actor = self.actors[replica]

@@ -177,7 +177,7 @@ class Scheduler:
         place, piece = flight.place, flight.piece
         at_work = flight.since is not None
         if at_work:
-            self._pool.learn(flight, now)
+            self._pool.learn(flight, _tiles_made(done), now)
             self._blame.worked(piece.record)
         self._calls.land(flight, now)
         place.raised.clear()
@@ -325,3 +325,11 @@ class Scheduler:
 
     def _stop(self, reason: str, stuck: bool = False) -> None:
         self._decisions.append(Stop(reason, stuck))
+
+
+def _tiles_made(done: TilesDone) -> int:
+    """Tiles that the model made, each as often as it did; flat ones it never saw."""
+    if not done.call.refine:
+        return 0
+    records = done.timings.fidelity
+    return sum(1 + r.retries for r in records if r.action != "skipped") if records else len(done.call.tiles)

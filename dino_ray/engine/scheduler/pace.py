@@ -18,7 +18,8 @@ RECENT_OF_POOL = 63
 
 OVERDUE_FACTOR = 3.0
 """A call that takes this many times what is expected is late. Tiles of one image differ by less, as they are all of
-one size; a copy that was made too early costs a call that somebody else's tile has to wait for."""
+one size, but for those that the model makes three times; a copy that was made too early costs a call that somebody
+else's tile has to wait for."""
 
 OVERDUE_LEAST_S = 0.5
 """No call is late before: shorter delays are those of machines that do other things, too."""
@@ -62,7 +63,7 @@ class Pace:
         self._typical = 0.0
 
     def learn(self, replica: int, seconds: float, tiles: int, *, first: bool) -> None:
-        """A call of ``tiles`` tiles ended that was at work for ``seconds``."""
+        """A call ended in which a model made ``tiles`` tiles, and that was at work for ``seconds``."""
         per_tile = seconds / tiles
         if per_tile <= 0:  # heard of in one breath with the call before it: nobody knows
             return

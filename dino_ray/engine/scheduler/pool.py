@@ -45,7 +45,7 @@ class Flight:
     since: float | None = None
     """When it came to be at work, as far as can be told from here; None: it waits behind another."""
     first: bool = False
-    """At work as the first one after its replica loaded."""
+    """At work on a replica whose model has made no tile since it loaded."""
     cancelled: bool = False
     """Its end was asked for."""
     overdue: bool = False
@@ -67,7 +67,7 @@ class Place:
     flights: deque[Flight] = field(default_factory=deque)
     """Oldest, which is the one at work, first."""
     warm: bool = False
-    """It has ended a call since it loaded."""
+    """Its model has made a tile since it loaded."""
     raised: list[int] = field(default_factory=list)
     """Ranks of the pieces that raised in a row."""
     was_sick: bool = False
@@ -154,12 +154,18 @@ class Pool:
             self._begin(place.flights[0], now)
         self._note_room(place)
 
-    def learn(self, flight: Flight, now: float) -> None:
-        """A call that was at work ended well: remember how long it took."""
-        if flight.since is not None and flight.call.refine:  # the base alone says nothing of what tiles take
-            self._pace.learn(
-                flight.place.number, now - flight.since, len(flight.call.tiles), first=flight.first
-            )
+    def learn(self, flight: Flight, made: int, now: float) -> None:
+        """A call that was at work ended well: remember how long it took.
+
+        Parameters
+        ----------
+        made
+            Tiles that the model made in it; one that it made three times counts as three.
+        """
+        if not made:  # what takes no model says nothing of what tiles take, nor does it warm one up
+            return
+        if flight.since is not None:
+            self._pace.learn(flight.place.number, now - flight.since, made, first=flight.first)
         flight.place.warm = flight.place.warm or flight in flight.place.flights  # or it is of a former life
 
     # ---- when calls end
