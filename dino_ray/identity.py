@@ -130,9 +130,10 @@ def of_weights(model: str) -> str:
 
 def _commit(repo: str) -> str | None:
     """Commit of a hub's model, from the cache that its configuration was read from."""
-    from dino_ray.diffusion.catalogue import ALIASES
+    from dino_ray.diffusion import catalogue
+    from dino_ray.dino import loading as dino_loading
 
-    repo = ALIASES.get(repo, repo)
+    repo = catalogue.ALIASES.get(repo) or dino_loading.ALIASES.get(repo, repo)
     if "/" not in repo:
         return None  # it ships with the package, whose version is noted
     import huggingface_hub
