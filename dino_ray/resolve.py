@@ -332,6 +332,11 @@ def _dino(config: UpscaleConfig, model: Description) -> tuple[str | None, float]
             f"{'the adapter' if config.dino_adapter else f'the model {model.name}'} was trained on "
             f"{model.dino_dim // 2}; use the DINO model it was trained with ({model.dino}), or --dino-strength 0"
         )
+    known = loading.ALIASES
+    if config.dino_adapter and known.get(name, name) != known.get(model.dino, model.dino):
+        log.warning(
+            "--dino %s: the adapter was trained with %s; others' features may mislead it", name, model.dino
+        )
     return name, strength
 
 

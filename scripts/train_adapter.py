@@ -64,6 +64,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="FOLDER",
         help="those to be judged on (default: a tenth of the others)",
     )
+    add("--crops", type=int, default=48, help="how many crops of them it is judged on (default: 48)")
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--steps", type=int, help=f"(default: {STEPS})")
     budget.add_argument("--minutes", type=float, help="turned into steps by timing the first few")
@@ -88,7 +89,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--resume", action="store_true", help="go on from the checkpoint")
     args = parser.parse_args(argv)
-    for name in ("batch", "workers", "threads"):
+    for name in ("batch", "crops", "workers", "threads"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1")
     if args.gpus and args.workers == 1:
@@ -124,7 +125,7 @@ def run(args: argparse.Namespace) -> None:
     save(adapter, args.out)
     print(f"wrote {args.out}; on {len(held_out)} pictures that it has not seen:", flush=True)
     model = loading.load(args.model, held_out.device, DTYPES[args.precision])
-    rows = evaluate(model, adapter, held_out, text=course.text)
+    rows = evaluate(model, adapter, held_out, text=course.text, crops=args.crops)
     for row in rows:
         note(course.stage, {"held_out": asdict(row)})
     print(table(rows))
@@ -159,8 +160,10 @@ def make_facts(args: argparse.Namespace, description: Description) -> AdapterFac
     target = loading.adapter_target(loading.resolve(args.model), fetched=True)
     channels = 2 * dino_loading.describe(args.dino).dim
     assert target.transformer is not None  # fetched, if it had to be
+    known = args.dino in (dino_loading.BUNDLED, *dino_loading.ALIASES)
+    folder = Path(args.dino).expanduser()
     return AdapterFacts(
-        dino=args.dino,
+        dino=str(folder.resolve()) if folder.is_dir() and not known else args.dino,
         channels=channels,
         hidden=HIDDEN_PER_CHANNEL * channels,
         width=target.width,
@@ -185,11 +188,12 @@ def plan(args: argparse.Namespace, description: Description, facts: AdapterFacts
     device = loading.pick_device(args.device)
     learnt: Sequence[Path | Painted] = painted(args.seed, PAINTED)
     judged: Sequence[Path | Painted] = painted(HELD_OUT_SEED, PAINTED_HELD_OUT)
-    if args.images:
-        learnt, judged = split(find(args.images, description.tile), HELD_OUT_SHARE)
+    side = description.tile
     if args.held_out:
-        judged = find(args.held_out, description.tile)
-        learnt = find(args.images, description.tile) if args.images else learnt
+        judged = find(args.held_out, side, least=2)
+        learnt = find(args.images, side, least=1) if args.images else learnt
+    elif args.images:
+        learnt, judged = split(find(args.images, side, least=3), HELD_OUT_SHARE)
     based = description.noise_free_to > 0
     kept = args.work_dir / "pictures"
     text = loading.encode_text(args.model, "", device)

@@ -184,27 +184,30 @@ class Pictures:
         return base
 
 
-def find(folder: Path, smallest: int) -> list[Path]:
+def find(folder: Path, smallest: int, least: int) -> list[Path]:
     """Every image under a folder, whose sides are at least ``smallest`` px once it is prepared; sorted by name.
 
     Raises
     ------
     UsageError
-        If there are fewer than two: one to learn from, one to be judged by.
+        If there are fewer than ``least``.
     """
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     large = [path for path in found if min(_size(path)) >= smallest]
-    if len(large) < 2:
+    if len(large) < least:
         raise UsageError(
-            f"{folder}: holds {len(large)} image(s) of at least {smallest} px a side; two are needed, more are better"
+            f"{folder}: holds {len(large)} image(s) of at least {smallest} px a side; {least} are needed"
         )
     return large
 
 
 def split(sources: Sequence[Path], share: float) -> tuple[list[Path], list[Path]]:
-    """Those to learn from and those held out: ``share`` of them, chosen by name, so always the same ones."""
+    """Those to learn from and those held out: ``share`` of them, chosen by name, so always the same ones.
+
+    At least two are held out, for one is also judged with the tokens of another.
+    """
     ranked = sorted(sources, key=lambda path: hashlib.sha256(path.name.encode()).digest())
-    count = min(max(1, round(share * len(ranked))), len(ranked) - 1)
+    count = max(2, round(share * len(ranked)))
     return ranked[count:], ranked[:count]
 
 

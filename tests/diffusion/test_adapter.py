@@ -295,6 +295,36 @@ def test_an_adapter_that_could_not_act_is_refused(folder, file, options, message
         asked(folder=options.pop("model", folder), file=file, **options)
 
 
+def test_a_dino_of_the_right_width_that_is_not_the_adapters_is_warned_of(folder, file, tmp_path, caplog):
+    other = tmp_path / "other-dino"
+    shutil.copytree(bundled.FOLDER.parents[2] / "dino" / "weights", other)
+    assert asked(folder, file, dino=str(other)).dino == str(other)
+    assert "the adapter was trained with bundled" in caplog.text
+
+
+def test_an_upscale_shows_the_adapters_effect_and_names_it(folder, tmp_path):
+    import numpy as np
+
+    import dino_ray
+
+    path = tmp_path / "coarse.safetensors"
+    adapters.save(made(facts_for(folder, stride=64)), path)  # wider than the tile: still one token
+    source = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
+    options = {
+        "model": str(folder),
+        "denoise": 0.9,
+        "tile": 32,
+        "overlap": 16,
+        "address": "none",
+        "depth": 16,
+    }
+    plain, _ = dino_ray.upscale(source, **options)
+    image, report = dino_ray.upscale(source, dino_adapter=str(path), **options)
+    assert (np.asarray(image) != np.asarray(plain)).any()
+    assert report.dino["effect"] > 0
+    assert report.settings["dino_adapter"] == str(path)
+
+
 def test_another_adapter_is_another_result(folder, file, tmp_path):
     import numpy as np
 

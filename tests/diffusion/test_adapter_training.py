@@ -74,20 +74,20 @@ def weights(course):
 
 
 def test_a_folder_is_searched_for_what_can_be_learnt_from(photos):
-    found = pictures.find(photos, 128)
+    found = pictures.find(photos, 128, 2)
     assert [path.name for path in found] == ["a.png", "b.jpg", "d.tif", "c.webp"]
     learnt, judged = pictures.split(found, 0.3)
-    assert len(judged) == 1
+    assert len(judged) == 2
     assert {*learnt, *judged} == {*found}
     assert pictures.split(found[::-1], 0.3) == (learnt, judged)
-    with pytest.raises(UsageError, match="two are needed"):
-        pictures.find(photos, 190)
+    with pytest.raises(UsageError, match="2 are needed"):
+        pictures.find(photos, 190, 2)
 
 
 def test_pictures_are_prepared_once_and_travel_unprepared(photos, tmp_path, monkeypatch):
     import pickle
 
-    some = pictures.Pictures(pictures.find(photos, 128), "bundled", True, tmp_path)
+    some = pictures.Pictures(pictures.find(photos, 128, 2), "bundled", True, tmp_path)
     first = some[1]
     height, width, _ = first.truth.shape
     assert (width, height) == (144, 200)  # of 150 × 203
@@ -104,7 +104,7 @@ def test_pictures_are_prepared_once_and_travel_unprepared(photos, tmp_path, monk
 
 
 def test_a_crop_that_a_picture_does_not_hold_is_refused_by_name(photos, tmp_path):
-    some = pictures.Pictures(pictures.find(photos, 128), "bundled", False, tmp_path)
+    some = pictures.Pictures(pictures.find(photos, 128, 2), "bundled", False, tmp_path)
     with pytest.raises(UsageError, match=r"--crop 152.*c\.webp"):
         some.crops(np.random.default_rng(0), [np.int64(3)], 152, 16)
 
@@ -228,7 +228,7 @@ def test_two_processes_train_one_adapter_and_go_on_where_they_stopped(folder, ph
 
     def run(steps, *more):
         options = ["--out", out, "--model", "bundled", "--images", photos, "--work-dir", tmp_path / "work"]
-        options += ["--batch", "2", "--crop", "64", "--workers", "2", "--steps", steps, *more]
+        options += ["--batch", "2", "--crop", "64", "--workers", "2", "--steps", steps, "--crops", "2", *more]
         words = [sys.executable, SCRIPT, *options]
         done = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=280)
         assert done.returncode == 0, done.stderr
