@@ -66,7 +66,7 @@ def test_a_folder_of_this_machine_is_no_model_of_the_clusters(tmp_path: Path) ->
 
 
 def test_an_adapter_has_to_be_seen_by_the_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match="--dino-adapter .*is a file of this machine"):
+    with pytest.raises(UsageError, match=r"--dino-adapter .*is a file of this machine"):
         for_cluster({"dino_adapter": str(tmp_path / "a.safetensors")}, Means(), ["a.png"])
     monkeypatch.chdir(tmp_path)
     seen = for_cluster({"dino_adapter": "a.safetensors"}, Means((str(tmp_path),)), ["a.png"])
