@@ -311,7 +311,14 @@ def test_an_upscale_shows_the_adapters_effect_and_names_it(folder, tmp_path):
     path = tmp_path / "coarse.safetensors"
     adapters.save(made(facts_for(folder, stride=64)), path)  # wider than the tile: still one token
     source = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
-    options = {"model": str(folder), "denoise": 0.9, "tile": 32, "overlap": 16, "address": "none", "depth": 16}
+    options = {
+        "model": str(folder),
+        "denoise": 0.9,
+        "tile": 32,
+        "overlap": 16,
+        "address": "none",
+        "depth": 16,
+    }
     options |= {"verify": False, "adaptive": 0, "consistency": 0}  # which would undo what random weights do
     plain, _ = dino_ray.upscale(source, **options)
     image, report = dino_ray.upscale(source, dino_adapter=str(path), **options)
