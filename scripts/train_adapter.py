@@ -157,7 +157,7 @@ def check_same(course: Course, workers: int) -> None:
 
 def make_facts(args: argparse.Namespace, description: Description) -> AdapterFacts:
     """What the adapter will say of itself."""
-    target = loading.adapter_target(loading.resolve(args.model), fetched=True)
+    target = loading.adapter_target(loading.resolve(args.model), fetch=True)
     channels = 2 * dino_loading.describe(args.dino).dim
     assert target.transformer is not None  # fetched, if it had to be
     known = args.dino in (dino_loading.BUNDLED, *dino_loading.ALIASES)

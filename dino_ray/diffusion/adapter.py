@@ -7,18 +7,19 @@ enter the joint attention that FLUX has anyway instead of one of their own.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialised
 from torch import Tensor, nn
 
 from dino_ray.diffusion.adapter_file import AdapterFacts
 from dino_ray.diffusion.denoiser import DinoTokens
+from dino_ray.files import write_whole
 
 FIRST_SCALE = 0.1
 """What the last layer is scaled by before training: tokens start nearly alike, and still pass a gradient on."""
@@ -67,17 +68,17 @@ def adapted(dino: DinoTokens | None, adapter: Adapter | None, device: torch.devi
 
 
 def save(adapter: DinoAdapter, path: str | Path) -> None:
-    """Write an adapter and its facts, beside its place first and then renamed."""
-    path = Path(path)
+    """Write an adapter and its facts, beside its place first and then renamed.
+
+    Raises
+    ------
+    UsageError
+        If it can't be written there.
+    """
     weights = {
         name: weight.detach().float().cpu().contiguous() for name, weight in adapter.state_dict().items()
     }
-    beside = path.with_name(f".{path.name}.partial")
-    try:
-        save_file(weights, beside, adapter.facts.metadata())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_whole(path, serialised(weights, adapter.facts.metadata()), "adapter")
 
 
 def load(path: str | Path, facts: AdapterFacts, device: str) -> DinoAdapter:

@@ -113,19 +113,25 @@ def load(
     denoiser = _load(ref, device, dtype, guided)
     if adapter is None:
         return denoiser
-    facts = adapter_file.describe(adapter, adapter_target(ref, fetched=True))
+    facts = adapter_file.describe(adapter, adapter_target(ref, fetch=True))
     from dino_ray.diffusion import adapter as adapters
 
     return denoiser.adapted(adapters.load(adapter, facts, device), facts)
 
 
-def adapter_target(ref: ModelRef, fetched: bool = False) -> adapter_file.Target:
+def adapter_target(ref: ModelRef, fetch: bool = False) -> adapter_file.Target:
     """What a DINO adapter has to be trained for, to be used with a model.
 
     Parameters
     ----------
-    fetched : bool
-        The model was loaded before: the weights of one on the hub are here.
+    fetch : bool
+        Download the weights of a model on the hub, unless they are here: by them alone it is told from another training
+        of its kind.
+
+    Raises
+    ------
+    UsageError
+        As ``describe`` does.
     """
     if ref.kind == "bundled":
         from dino_ray.diffusion import bundled
@@ -133,7 +139,7 @@ def adapter_target(ref: ModelRef, fetched: bool = False) -> adapter_file.Target:
         spec = bundled.read_spec(_bundled_folder(ref))
         return adapter_file.Target(spec.name, "bundled", spec.dino_dim, spec.transformer)
     width = flux_config.text_width(model_files.configs(ref)["transformer"])
-    here = fetched or ref.kind == "folder"
+    here = fetch or ref.kind == "folder"
     folder = model_files.fetch(ref, ("transformer",)) / "transformer" if here else None
     return adapter_file.Target(ref.name, "flux", width, folder)
 

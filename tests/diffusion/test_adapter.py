@@ -231,6 +231,13 @@ def test_the_same_weights_elsewhere_and_in_other_shards_are_the_same_model(folde
     assert loading.describe(str(copy), str(file)).dino_dim == CHANNELS
 
 
+def test_weights_that_are_not_here_yet_are_looked_at_once_they_are(folder, file):
+    far = adapter_file.Target("owner/name", "flux", TEXT_WIDTH, None)
+    assert adapter_file.describe(file, far) == facts_for(folder)
+    with pytest.raises(UsageError, match="weights"):
+        adapter_file.describe(file, dataclasses.replace(far, transformer=bundled.FOLDER / "transformer"))
+
+
 @pytest.mark.parametrize("spoilt", ["missing", "foreign", "shape"])
 def test_an_adapter_is_never_completed_by_random_weights(folder, tmp_path, file, spoilt):
     tensors = load_file(file)

@@ -223,6 +223,7 @@ def test_what_cannot_be_trained_is_refused_in_one_line(words, message, tmp_path,
 
 @pytest.mark.slow
 @pytest.mark.ray
+@pytest.mark.timeout(900)  # two starts of Ray, each with its workers' imports
 def test_two_processes_train_one_adapter_and_go_on_where_they_stopped(folder, photos, tmp_path):
     out = tmp_path / "two.safetensors"
 
