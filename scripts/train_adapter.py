@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -96,7 +96,18 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--gpus is for more than one process; a single one takes --device")
     if args.address != "local" and args.workers == 1:
         parser.error("--address is for more than one process: --workers")
+    for name in ("images", "held_out", "work_dir"):  # other processes may be at home elsewhere
+        if getattr(args, name):
+            setattr(args, name, getattr(args, name).expanduser().resolve())
+    args.model = in_full(args.model, ("bundled", "none", *loading.ALIASES))
+    args.dino = in_full(args.dino, (dino_loading.BUNDLED, *dino_loading.ALIASES))
     return args
+
+
+def in_full(name: str, known: Collection[str]) -> str:
+    """The absolute path of a model's folder; other names, of ours or on the hub, as they are."""
+    folder = Path(name).expanduser()
+    return str(folder.resolve()) if name not in known and folder.is_dir() else name
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -111,6 +122,8 @@ def run(args: argparse.Namespace) -> None:
     if args.out.suffix != adapter_file.SUFFIX:
         raise UsageError(f"--out {args.out}: must end in {adapter_file.SUFFIX}")
     check_place(args.out, "--out")
+    if args.model == "none":
+        raise UsageError("--model none: there is no model that could attend to anything; name one")
     description = loading.describe(args.model)
     facts = make_facts(args, description)
     course, held_out = plan(args, description, facts)
@@ -160,10 +173,8 @@ def make_facts(args: argparse.Namespace, description: Description) -> AdapterFac
     target = loading.adapter_target(loading.resolve(args.model), fetch=True)
     channels = 2 * dino_loading.describe(args.dino).dim
     assert target.transformer is not None  # fetched, if it had to be
-    known = args.dino in (dino_loading.BUNDLED, *dino_loading.ALIASES)
-    folder = Path(args.dino).expanduser()
     return AdapterFacts(
-        dino=str(folder.resolve()) if folder.is_dir() and not known else args.dino,
+        dino=args.dino,
         channels=channels,
         hidden=HIDDEN_PER_CHANNEL * channels,
         width=target.width,

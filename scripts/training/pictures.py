@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -255,8 +255,8 @@ def _keep(place: Path, prepared: Prepared) -> None:
     lattices = {name: [level.x0, level.y0, level.dx, level.dy] for name, level in levels.items()}
     arrays: dict[str, NDArray[Any]] = {name: level.tokens for name, level in levels.items()}
     arrays |= {"truth": prepared.truth} | ({} if prepared.base is None else {"base": prepared.base})
-    beside = place.with_name(f"{place.name}.{os.getpid()}.partial")
-    beside.mkdir(parents=True, exist_ok=True)
+    beside = place.with_name(f"{place.name}.{uuid.uuid4().hex}.partial")
+    beside.mkdir(parents=True)
     for name, array in arrays.items():
         np.save(beside / f"{name}.npy", array)
     facts = {"model": features.model, "width": features.width, "height": features.height}
