@@ -28,6 +28,7 @@ _SETTLED = (
         "overlap",
         "dino",
         "dino_strength",
+        "dino_adapter",
         "adaptive",
         "verify",
         "consistency",
@@ -74,7 +75,9 @@ def of_pixels(
         "--depth": depth,
         "--wrap": "on" if wrap else "off",
         "a source of": of_source(source, stop),
-        "weights": {name: of_weights(name) for name in (config.model, settings.dino) if name},
+        "weights": {
+            name: of_weights(name) for name in (config.model, settings.dino, settings.dino_adapter) if name
+        },
         "dino-ray": __version__,
         **{package: _version(package) for package in packages},
     }
@@ -116,8 +119,10 @@ def _of_remote(url: str) -> str:
 
 
 def of_weights(model: str) -> str:
-    """What tells a folder of weights from its own earlier state; of a hub's model, its commit."""
+    """What tells a folder or a file of weights from its own earlier state; of a hub's model, its commit."""
     folder = Path(model).expanduser()
+    if folder.suffix == ".safetensors" and folder.is_file():
+        return f"of SHA-256 {hashlib.sha256(folder.read_bytes()).hexdigest()[:16]}"
     if folder.is_dir():
         digest = hashlib.sha256()
         for path in sorted(folder.rglob("*")):

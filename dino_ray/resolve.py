@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -45,8 +46,8 @@ GOOD_DINO = "dinov2-base"
 """Guides and judges models that were trained with none: as large as its use on tiles allows, and no longer to load."""
 
 MODEL_OPTIONS = (
-    *("preset", "steps", "sampler", "prompt", "cfg", "dino", "dino_strength", "adaptive", "verify"),
-    *("consistency", "color_lock", "seed", "dtype", "batch"),
+    *("preset", "steps", "sampler", "prompt", "cfg", "dino", "dino_strength", "dino_adapter"),
+    *("adaptive", "verify", "consistency", "color_lock", "seed", "dtype", "batch"),
 )
 """Options that only a diffusion model can honour."""
 
@@ -75,6 +76,7 @@ class Settings:
     dino_tokens: bool
     """The diffusion model attends to DINO features of the source."""
     dino_strength: float
+    dino_adapter: str | None
     adaptive: float
     verify: bool
     consistency: float
@@ -137,7 +139,7 @@ def resolve(config: UpscaleConfig) -> Settings:
         return _without_model(config)
     from dino_ray.diffusion import loading
 
-    model = loading.describe(config.model)
+    model = loading.describe(config.model, config.dino_adapter)
     base: Literal["net", "lanczos"] = "lanczos" if config.base == "lanczos" else "net"
     _check_conditioning(config, model)
     if config.seed and 0 < config.denoise <= model.noise_free_to:
@@ -175,6 +177,7 @@ def resolve(config: UpscaleConfig) -> Settings:
         dino=dino,
         dino_tokens=model.dino_dim is not None,
         dino_strength=strength,
+        dino_adapter=config.dino_adapter and os.path.abspath(os.path.expanduser(config.dino_adapter)),
         adaptive=config.adaptive if config.denoise > 0 else 0.0,
         verify=config.verify is not False and config.denoise > 0,
         consistency=_consistency(config),
@@ -202,7 +205,9 @@ def replica_spec(config: UpscaleConfig, settings: Settings) -> ReplicaSpec:
     takes_text = settings.model is not None and settings.model.takes_text
     return ReplicaSpec(
         upsampler=partial(_load_upsampler, settings.base, device),
-        denoiser=partial(_load_denoiser, model, device, config.dtype, settings.dino_strength > 0)
+        denoiser=partial(
+            _load_denoiser, model, device, config.dtype, settings.dino_adapter, settings.dino_strength > 0
+        )
         if settings.model
         else None,
         dino=partial(_load_dino, settings.dino, device) if settings.dino else None,
@@ -241,6 +246,7 @@ def _without_model(config: UpscaleConfig) -> Settings:
         dino=None,
         dino_tokens=False,
         dino_strength=0.0,
+        dino_adapter=None,
         adaptive=0.0,
         verify=False,
         consistency=0.0,
@@ -305,6 +311,8 @@ def _dino(config: UpscaleConfig, model: Description) -> tuple[str | None, float]
         strength = TOKENS_STRENGTH if attends else GUIDANCE_STRENGTH
     if config.denoise == 0:
         return None, 0.0
+    if strength == 0 and config.dino_adapter is not None:
+        raise UsageError("--dino-adapter: --dino-strength 0 passes it no features; leave one of them out")
     if strength == 0 and config.adaptive == 0 and config.verify is False:
         if config.dino != "auto":
             raise UsageError(
@@ -320,8 +328,14 @@ def _dino(config: UpscaleConfig, model: Description) -> tuple[str | None, float]
     ):  # a token is a coarse feature and a fine one
         assert model.dino_dim is not None
         raise UsageError(
-            f"--dino {name}: its features have {facts.dim} channels, and the model {model.name} was trained on "
-            f"{model.dino_dim // 2}; use the DINO model it was trained with, or --dino-strength 0"
+            f"--dino {name}: its features have {facts.dim} channels, and "
+            f"{'the adapter' if config.dino_adapter else f'the model {model.name}'} was trained on "
+            f"{model.dino_dim // 2}; use the DINO model it was trained with ({model.dino}), or --dino-strength 0"
+        )
+    known = loading.ALIASES
+    if config.dino_adapter and known.get(name, name) != known.get(model.dino, model.dino):
+        log.warning(
+            "--dino %s: the adapter was trained with %s; others' features may mislead it", name, model.dino
         )
     return name, strength
 
@@ -330,8 +344,10 @@ def _suitable_dino(model: Description) -> str:
     """The DINO model that a diffusion model was trained with; else the best one that is at hand."""
     from dino_ray.dino import loading
 
-    if model.dino_dim is not None or loading.is_cached(GOOD_DINO):
-        return loading.BUNDLED if model.dino_dim is not None else GOOD_DINO
+    if model.dino_dim is not None:
+        return model.dino
+    if loading.is_cached(GOOD_DINO):
+        return GOOD_DINO
     log.warning(
         "DINOv2 is not in the local cache: the small bundled DINO guides and judges the tiles; "
         "--dino %s fetches a better one (0.4 GB)",
@@ -350,10 +366,10 @@ def _load_upsampler(base: str, device: str) -> Upsampler:
     return upsample.load_net(pick_device(device))
 
 
-def _load_denoiser(model: str, device: str, dtype: str, guided: bool) -> Denoiser:
+def _load_denoiser(model: str, device: str, dtype: str, adapter: str | None, guided: bool) -> Denoiser:
     from dino_ray.diffusion import loading
 
-    return loading.load(model, device, DTYPES[dtype], guided=guided)
+    return loading.load(model, device, DTYPES[dtype], adapter, guided=guided)
 
 
 def _load_dino(name: str, device: str) -> Dino:
