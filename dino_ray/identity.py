@@ -78,9 +78,20 @@ def of_pixels(
         "weights": {
             name: of_weights(name) for name in (config.model, settings.dino, settings.dino_adapter) if name
         },
+        "thresholds of DINO": _thresholds(settings.dino),
         "dino-ray": __version__,
         **{package: _version(package) for package in packages},
     }
+
+
+def _thresholds(dino: str | None) -> dict[str, Any] | None:
+    """Those stored with a DINO model, by which it guides and judges."""
+    if dino is None:
+        return None
+    from dino_ray.dino.calibration import find
+
+    stored = find(dino)
+    return None if stored is None else stored.to_dict()
 
 
 def of_source(source: str | np.ndarray, stop: Callable[[], bool] = lambda: False) -> str:
