@@ -12,6 +12,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ModelWrapValidatorHandler,
     PlainSerializer,
     ValidationError,
     model_validator,
@@ -31,6 +32,7 @@ def _on_or_off(value: Any) -> Any:
 
 
 Wrap = Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)]
+ColorLock = Annotated[Literal["wavelet", "adain", "off"], BeforeValidator(_on_or_off)]
 Depth = Annotated[Literal[8, 16], BeforeValidator(_number)]
 
 
@@ -129,7 +131,7 @@ class UpscaleConfig(BaseModel):
         description="How closely the result, reduced again, is to show the source, but for the source's own noise and "
         "JPEG blocks; 0 is off. Default: 1 from --scale 1.5 on, less below, 0 where nothing is enlarged.",
     )
-    color_lock: Literal["wavelet", "adain", "off"] = Field(
+    color_lock: ColorLock = Field(
         default="wavelet",
         description="Keeps colours: wavelet takes large areas' from the base, adain each tile's mean and contrast.",
     )
@@ -221,12 +223,18 @@ class UpscaleConfig(BaseModel):
         "A URL always counts as shared.",
     )
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _fill_from_preset(cls, options: Any) -> Any:
+    def _fill_from_preset(
+        cls, options: Any, handler: ModelWrapValidatorHandler[UpscaleConfig]
+    ) -> UpscaleConfig:
         if not isinstance(options, Mapping) or options.get("preset") not in PRESETS:
-            return options
-        return {**PRESETS[options["preset"]], **{k: v for k, v in options.items() if v is not None}}
+            return handler(options)
+        given = {name: value for name, value in options.items() if value is not None}
+        config = handler({**PRESETS[options["preset"]], **given})
+        # What the preset has filled in was not asked for: under another preset it is another one's to say.
+        config.model_fields_set.intersection_update(given)
+        return config
 
     @classmethod
     def parse(cls, options: dict[str, Any], where: str = "") -> UpscaleConfig:

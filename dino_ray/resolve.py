@@ -319,10 +319,11 @@ def _dino(config: UpscaleConfig, model: Description) -> tuple[str | None, float]
                 "--dino: nothing uses it with --dino-strength 0, --adaptive 0 and --no-verify; leave one of them out"
             )
         return None, 0.0
-    from dino_ray.dino import loading
+    from dino_ray.dino import calibration, loading
 
     name = config.dino if config.dino != "auto" else _suitable_dino(model)
     facts = loading.describe(name)
+    calibration.find(name)  # a replica reads its thresholds; that they are damaged is said before any work
     if (
         attends and strength > 0 and 2 * facts.dim != model.dino_dim
     ):  # a token is a coarse feature and a fine one

@@ -54,6 +54,13 @@ def test_an_option_that_cannot_be_is_refused_by_name(options: dict[str, object],
         ({"model": "none", "threads": 4}, "--threads has nothing to act on"),
         ({"sampler": "heun"}, "--sampler heun: differs from euler from --steps 2 on"),
         ({"denoise": 0, "steps": 5}, "--steps has nothing to act on"),
+        ({"denoise": 0, "preset": "creative"}, "--preset has nothing to act on"),
+        ({"denoise": 0, "consistency": 1}, "--consistency has nothing to act on"),
+        ({"denoise": 0, "verify": True}, "--verify has nothing to act on"),
+        ({"denoise": 0, "color_lock": "off"}, "--color-lock has nothing to act on"),
+        ({"model": "none", "preset": "creative"}, "--preset needs a diffusion model"),
+        ({"model": "none", "consistency": 1}, "--consistency needs a diffusion model"),
+        ({"model": "none", "adaptive": 0.1}, "--adaptive needs a diffusion model"),
         (
             {"dino": "bundled", "dino_strength": 0, "adaptive": 0, "verify": False},
             "--dino: nothing uses it with --dino-strength 0",
@@ -124,6 +131,41 @@ def test_workers_are_a_number_or_a_range(value: object, least: int, most: int | 
     assert config.workers == Workers(least, most)
     written = json.loads(json.dumps(config.model_dump()))
     assert UpscaleConfig.parse(written) == config
+
+
+PRESET = {"denoise": 0.45, "dino_strength": 0.3, "adaptive": 0.25}
+
+
+def test_a_preset_sets_what_is_not_given_in_a_file_too(tmp_path: Path) -> None:
+    file = tmp_path / "options.yaml"
+    file.write_text("preset: creative\ndenoise: 0.2\n")
+    config = UpscaleConfig.from_yaml(file, {"adaptive": "0.5"})
+    assert (config.denoise, config.dino_strength, config.adaptive) == (0.2, 0.3, 0.5)
+    assert resolve(config).steps == 2 * resolve(UpscaleConfig()).steps
+    assert resolve(UpscaleConfig(preset="creative", steps=3)).steps == 3
+    assert UpscaleConfig(preset="creative", denoise=0.25).denoise == 0.25, "a default, but a given one"
+
+
+@pytest.mark.parametrize("given", [{}, {"denoise": 0.25}, {"adaptive": 0.9, "steps": 5}])
+def test_a_preset_means_the_same_when_what_was_given_is_read_again(given: dict[str, object]) -> None:
+    config = UpscaleConfig(preset="creative", **given)
+    assert config.model_fields_set == {"preset", *given}
+    assert config.model_dump(include=set(PRESET)) == {
+        **PRESET,
+        **{k: v for k, v in given.items() if k in PRESET},
+    }
+    for written in (config.model_dump(mode="json", exclude_unset=True), config.model_dump(mode="json")):
+        again = UpscaleConfig.parse(json.loads(json.dumps(written)))
+        assert resolve(again) == resolve(config)
+    changed = UpscaleConfig.parse({**config.model_dump(exclude_unset=True), "preset": "conservative"})
+    assert changed.denoise == given.get("denoise", 0.15), "of another preset, what that one says"
+
+
+def test_off_is_off_in_a_file_as_it_is_typed(tmp_path: Path) -> None:
+    file = tmp_path / "options.yaml"
+    file.write_text("color-lock: off\nverify: off\nwrap: off\n")
+    config = UpscaleConfig.from_yaml(file, {})
+    assert (config.color_lock, config.verify, config.wrap) == ("off", False, "off")
 
 
 @given(st.integers(1, 50), st.one_of(st.none(), st.integers(0, 50)), st.integers(1, 50))

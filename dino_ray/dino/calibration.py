@@ -9,6 +9,7 @@ neighbours says what structure is.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -62,7 +63,8 @@ class Calibration:
     """How many it was made from."""
 
     def __post_init__(self) -> None:
-        if not (0 <= self.dead_band < self.alarm <= 2 and 0 <= self.structure[0] < self.structure[1]):
+        low, high = self.structure
+        if not (0 <= self.dead_band < self.alarm <= 2 and 0 <= low < high < math.inf):
             raise ValueError(f"thresholds out of order: {self}")
 
     def to_dict(self) -> dict[str, object]:
@@ -138,7 +140,7 @@ def calibrate(dino: FeatureModel, pictures: Sequence[np.ndarray]) -> Calibration
                     drift = reference.drift(other[window], alarm=1.0)
                     worst.append(drift.worst)
                     if other is sharp:
-                        patches.append(1 - drift.cosines.numpy())
+                        patches.append(1 - drift.cosines.cpu().numpy())
         structure.append(difference_from_neighbours(_tokens(dino, soft)).ravel())
     return _summary(np.concatenate(patches), np.array(worst), np.concatenate(structure), len(pictures))
 

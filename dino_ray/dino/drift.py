@@ -71,7 +71,7 @@ class Reference:
 
     dino: FeatureModel
     pixels: Tensor
-    """(3, h, w) in [0, 1]."""
+    """(3, h, w) in [0, 1], on the model's device."""
     lattices: tuple[Lattice, ...]
     tokens: tuple[Tensor, ...]
 
@@ -79,7 +79,8 @@ class Reference:
     def of(cls, dino: FeatureModel, pixels: Tensor) -> Reference:
         lattices = over(pixels, dino.patch, judging_phases(dino.patch))
         with torch.no_grad():
-            return cls(dino, pixels, lattices, tuple(each.tokens(dino, pixels[None]) for each in lattices))
+            tokens = tuple(each.tokens(dino, pixels[None]) for each in lattices)
+        return cls(dino, pixels.to(tokens[0].device), lattices, tokens)
 
     def drift(self, refined: Tensor, alarm: float) -> Drift:
         """Compare.
@@ -91,7 +92,7 @@ class Reference:
         alarm
             The visible drift from which on a patch is flagged; see ``calibration``.
         """
-        refined = refined.clamp(0, 1)
+        refined = refined.to(self.pixels.device).clamp(0, 1)
         square = (refined - self.pixels).square().mean(0, keepdim=True)[None]
         seen, scores = [], []
         with torch.no_grad():

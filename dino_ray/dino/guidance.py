@@ -8,6 +8,7 @@ through another lattice of patches: what lowers the loss through one alone is mo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -72,14 +73,18 @@ class Guidance:
         """Predicted latents (B, C, h, w), steered; tiles within the dead band come back as they are, to the bit."""
         with torch.no_grad():
             # Half of the lattices see all of a tile; that they are content costs little to find out.
-            if not any(bool((self._loss(x0, i) > 0).any()) for i in range(len(self.lattices) // 2)):
+            losses = [self._loss(x0, which) for which in range(len(self.lattices) // 2)]
+            drifted = (torch.stack(losses) > 0).any(0)
+            if not bool(drifted.any()):
                 return x0
         with torch.inference_mode(False), torch.enable_grad():
-            return self._steer(x0.clone())
+            return self._steer(x0.clone(), drifted.clone())
 
-    def _steer(self, x: Tensor) -> Tensor:
+    def _steer(self, x: Tensor, drifted: Tensor) -> Tensor:
+        """``drifted``, (B,): tiles that are to move; the others stay, whatever comes with them in a batch."""
         with torch.no_grad():
-            goals = [(1 - self.strength) * self._loss(x, i) for i in range(len(self.lattices))]
+            losses = [self._loss(x, which) for which in range(len(self.lattices))]
+            goals = [torch.where(drifted, (1 - self.strength) * loss, math.inf) for loss in losses]
         idle = 0
         for step in range(ROUNDS):
             which = step % len(goals)

@@ -14,7 +14,7 @@ from dino_ray.diffusion.sampler import sample
 from dino_ray.engine.protocol import Guide, ImageTask
 from dino_ray.engine.verifying import Draft, Refined, Tile, verified
 from dino_ray.engine.watch import Stop, Stopwatch, heed
-from dino_ray.fidelity.flat import is_flat
+from dino_ray.fidelity.flat import block_side, is_flat
 from dino_ray.plan import noise
 from dino_ray.plan.geometry import Rect
 
@@ -44,8 +44,8 @@ class Effort:
     strength: float
 
     def gentler(self) -> Effort:
-        """For another try: half the noise, and half of what guidance lacks of its full strength."""
-        return Effort(self.denoise / 2, (1 + self.strength) / 2)
+        """For another try: half the noise, and half of what guidance lacks of its full strength; off stays off."""
+        return Effort(self.denoise / 2, (1 + self.strength) / 2 if self.strength else 0.0)
 
 
 def refine_batch(
@@ -73,13 +73,14 @@ def refine_batch(
     Raises
     ------
     Cancelled
-        Once ``stop`` says so; it is asked between stages and before each denoising step.
+        Once ``stop`` says so; it is asked between stages, before each denoising step and whenever guidance looks.
     """
     import torch
 
     asked = Effort(task.denoise, task.dino_strength)
     grain = guide.grain.noise if guide.grain is not None else 0.0
-    flat = {tile.number for tile in tiles if task.adaptive > 0 and is_flat(tile.base, grain)}
+    block = block_side(task.scaling)
+    flat = {tile.number for tile in tiles if task.adaptive > 0 and is_flat(tile.base, grain, block)}
 
     def draft(tiles: Sequence[Tile], effort: Effort) -> Tensor:
         return _draft(models, tiles, task, guide, effort, watch, stop)
@@ -123,7 +124,7 @@ def _draft(
         sigmas = denoiser.sigmas(effort.denoise, task.steps, (h, w))
         start = denoiser.noised(base, torch.from_numpy(np.stack(field)).to(device), effort.denoise)
         conditioning = _conditioning(denoiser, task, guide, effort.strength, rects)
-        amend = _amend(models, task, guide, effort, base, rects, sigmas.tolist())
+        amend = _amend(models, task, guide, effort, base, rects, sigmas.tolist(), stop)
         latents = sample(
             denoiser, start, sigmas, conditioning, task.sampler, lambda step: heed(stop), amend=amend
         )
@@ -175,6 +176,7 @@ def _amend(
     base: Tensor,
     rects: Sequence[Rect],
     levels: Sequence[float],
+    stop: Stop,
 ) -> Amend | None:
     """What becomes of a prediction: less change where structure is, and a turn towards what DINO sees in the base."""
     changes: list[Amend] = []
@@ -183,8 +185,12 @@ def _amend(
     if effort.strength > 0 and models.dino is not None and guide.calibration is not None:
         from dino_ray.dino.guidance import Guidance
 
+        def sketch(latents: Tensor) -> Tensor:
+            heed(stop)  # before each of the up to a hundred looks that guidance takes within a step
+            return models.denoiser.sketch(latents)
+
         dead_band = guide.calibration.dead_band
-        steer = Guidance.towards(models.dino, models.denoiser.sketch, base, effort.strength, dead_band)
+        steer = Guidance.towards(models.dino, sketch, base, effort.strength, dead_band)
         changes.append(lambda x0, sigma: steer(x0))
     if not changes:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,12 +22,17 @@ if TYPE_CHECKING:
     from dino_ray.engine.refining import Effort
     from dino_ray.fidelity.consistency import SourceView
 
+log = logging.getLogger(__name__)
+
 RETRIES = 2
 """How often a tile that has drifted as a whole is made again."""
 TOO_LARGE = 0.4
 """Drifted share of a tile from which on it is made again, rather than mended in place."""
 HOPELESS = 0.75
 """Drifted share from which on nothing but the base is left to show."""
+FARTHEST = 10.0
+"""What a pixel, nominally in [0, 1], may come to in absolute value. Beyond it, or where it is no number, a model's
+arithmetic has failed, and what is made of such a tile would spread over all of it."""
 MOST_DB = 99.0
 """What a consistency that is perfect, or can't be told, is reported as."""
 
@@ -111,6 +117,11 @@ def verified(
         return finish(base, "skipped", None, 0)
     first: float | None = None
     for retries in range(RETRIES + 1):
+        if not bool((draft.pixels.abs() <= FARTHEST).all()):  # nor does it hold where it is no number
+            log.warning(
+                "tile %d: what the model made of it is no picture; the base stands in its place", tile.number
+            )
+            return finish(base, "kept", first, retries)
         pixels = lock_colour(draft.pixels, base, task.color_lock)
         if reference is None:
             return finish(pixels, "accepted", None, 0)

@@ -44,6 +44,9 @@ class Shade:
     def decode(self, latents: Tensor) -> Tensor:
         return latents
 
+    def sketch(self, latents: Tensor) -> Tensor:
+        return latents
+
     def sigmas(self, denoise: float, steps: int, size: tuple[int, int]) -> Tensor:
         return torch.linspace(denoise, 0, steps + 1)
 
@@ -103,6 +106,9 @@ class Hungry(Shade):
 
     def decode(self, latents: Tensor) -> Tensor:
         return super().decode(self._taking("decode", latents))
+
+    def sketch(self, latents: Tensor) -> Tensor:
+        return super().sketch(self._taking("sketch", latents))
 
     def predict(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         return super().predict(self._taking("predict", x), sigma, conditioning) + 0.001 * len(x)
