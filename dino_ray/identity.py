@@ -76,7 +76,9 @@ def of_pixels(
         "--wrap": "on" if wrap else "off",
         "a source of": of_source(source, stop),
         "weights": {
-            name: of_weights(name) for name in (config.model, settings.dino, settings.dino_adapter) if name
+            name: of_weights(name)
+            for name in (config.model, settings.dino, settings.dino_adapter, settings.sketch)
+            if name
         },
         "thresholds of DINO": _thresholds(settings.dino),
         "dino-ray": __version__,

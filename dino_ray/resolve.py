@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from dino_ray.config import PRESET_STEPS, UpscaleConfig, option_name
@@ -17,12 +16,7 @@ from dino_ray.raster.metadata import panorama
 from dino_ray.raster.source import ReadOptions, SourceInfo
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from dino_ray.diffusion.denoiser import Denoiser, Description
-    from dino_ray.dino.loading import Dino
-    from dino_ray.engine.protocol import ReplicaSpec
-    from dino_ray.upsample import Upsampler
+    from dino_ray.diffusion.denoiser import Description
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +28,6 @@ activations take a kilobyte per pixel."""
 
 BASE_MULTIPLE = 16
 """Tile origins without a diffusion model, canvas_px: cells come out as whole blocks."""
-
-DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-"""The command line's short names to torch's."""
 
 TOKENS_STRENGTH, GUIDANCE_STRENGTH = 1.0, 0.5
 """``--dino-strength`` unless the user says otherwise: of a model that was trained on DINO's tokens at full strength,
@@ -77,6 +68,8 @@ class Settings:
     """The diffusion model attends to DINO features of the source."""
     dino_strength: float
     dino_adapter: str | None
+    sketch: str | None
+    """The small decoder that guidance looks through; None: the model's own."""
     adaptive: float
     verify: bool
     consistency: float
@@ -177,6 +170,7 @@ def resolve(config: UpscaleConfig) -> Settings:
         dino=dino,
         dino_tokens=model.dino_dim is not None,
         dino_strength=strength,
+        sketch=loading.find_sketch(config.model) if strength > 0 else None,
         dino_adapter=config.dino_adapter and os.path.abspath(os.path.expanduser(config.dino_adapter)),
         adaptive=config.adaptive if config.denoise > 0 else 0.0,
         verify=config.verify is not False and config.denoise > 0,
@@ -195,26 +189,6 @@ def _consistency(config: UpscaleConfig) -> float:
     if config.denoise == 0:
         return 0.0
     return config.consistency if config.consistency is not None else min(1.0, 2 * (config.scale - 1))
-
-
-def replica_spec(config: UpscaleConfig, settings: Settings) -> ReplicaSpec:
-    """How each replica loads the models that these settings need."""
-    from dino_ray.engine.protocol import ReplicaSpec
-
-    model, device = config.model, config.device
-    takes_text = settings.model is not None and settings.model.takes_text
-    return ReplicaSpec(
-        upsampler=partial(_load_upsampler, settings.base, device),
-        denoiser=partial(
-            _load_denoiser, model, device, config.dtype, settings.dino_adapter, settings.dino_strength > 0
-        )
-        if settings.model
-        else None,
-        dino=partial(_load_dino, settings.dino, device) if settings.dino else None,
-        text=partial(_encode_text, model, device, config.dtype) if takes_text else None,
-        threads=config.threads,
-        torch=settings.model is not None or settings.base == "net",
-    )
 
 
 def _refuse(config: UpscaleConfig, fields: Sequence[str], why: str) -> None:
@@ -247,6 +221,7 @@ def _without_model(config: UpscaleConfig) -> Settings:
         dino_tokens=False,
         dino_strength=0.0,
         dino_adapter=None,
+        sketch=None,
         adaptive=0.0,
         verify=False,
         consistency=0.0,
@@ -355,35 +330,3 @@ def _suitable_dino(model: Description) -> str:
         GOOD_DINO,
     )
     return loading.BUNDLED
-
-
-def _load_upsampler(base: str, device: str) -> Upsampler:
-    from dino_ray import upsample
-
-    if base == "lanczos":
-        return upsample.Lanczos()
-    from dino_ray.diffusion.loading import pick_device
-
-    return upsample.load_net(pick_device(device))
-
-
-def _load_denoiser(model: str, device: str, dtype: str, adapter: str | None, guided: bool) -> Denoiser:
-    from dino_ray.diffusion import loading
-
-    return loading.load(model, device, DTYPES[dtype], adapter, guided=guided)
-
-
-def _load_dino(name: str, device: str) -> Dino:
-    from dino_ray.diffusion.loading import pick_device
-    from dino_ray.dino import loading
-
-    return loading.load(name, pick_device(device))
-
-
-def _encode_text(model: str, device: str, dtype: str, prompt: str) -> Mapping[str, np.ndarray]:
-    from dino_ray.diffusion import loading
-
-    return {
-        name: value.numpy()
-        for name, value in loading.encode_text(model, prompt, device, DTYPES[dtype]).items()
-    }

@@ -81,7 +81,7 @@ def load(
     dtype: str = "auto",
     adapter: str | None = None,
     *,
-    guided: bool = False,
+    sketch: str | None = None,
 ) -> Denoiser:
     """A replica's model, with weights on ``device``; text encoders are not touched.
 
@@ -95,8 +95,8 @@ def load(
         ``auto``: bfloat16 on CUDA, else float32; the bundled model always float32.
     adapter : str, optional
         File of a DINO adapter that was trained for it; works in float32 whatever ``dtype`` is.
-    guided : bool
-        Whether predictions will be steered through ``sketch``, for which some families have a small decoder.
+    sketch : str, optional
+        What ``find_sketch`` found: the small decoder that guidance looks through.
 
     Raises
     ------
@@ -110,7 +110,7 @@ def load(
     ref = resolve(model)
     _refuse_none(ref)
     device = pick_device(device)
-    denoiser = _load(ref, device, dtype, guided)
+    denoiser = _load(ref, device, dtype, sketch)
     if adapter is None:
         return denoiser
     facts = adapter_file.describe(adapter, adapter_target(ref, fetch=True))
@@ -144,7 +144,7 @@ def adapter_target(ref: ModelRef, fetch: bool = False) -> adapter_file.Target:
     return adapter_file.Target(ref.name, "flux", width, folder)
 
 
-def _load(ref: ModelRef, device: str, dtype: str, guided: bool) -> BundledDenoiser | FluxDenoiser:
+def _load(ref: ModelRef, device: str, dtype: str, sketch: str | None) -> BundledDenoiser | FluxDenoiser:
     if ref.kind == "bundled":
         from dino_ray.diffusion import bundled
 
@@ -156,9 +156,18 @@ def _load(ref: ModelRef, device: str, dtype: str, guided: bool) -> BundledDenois
     description = _describe(ref)
     schedule = flux_config.Schedule.from_config(model_files.configs(ref)["scheduler"], ref.name)
     model_files.check_weights(ref, _MODEL)
-    tiny_vae = model_files.tiny_vae(ref) if guided else None
     folder = model_files.fetch(ref, _MODEL)
+    tiny_vae = None if sketch is None else model_files.fetch_tiny_vae(sketch)
     return flux.load(folder, schedule, description, device, pick_dtype(dtype, device), tiny_vae)
+
+
+def find_sketch(model: str) -> str | None:
+    """A small decoder of the model's latents, for guidance to look through: a folder or a hub id, for ``load``.
+
+    Decided once for a job, since pixels depend on it. None where the family has none or none is to be had.
+    """
+    ref = resolve(model)
+    return model_files.find_tiny_vae(ref) if ref.kind in ("folder", "hub") else None
 
 
 def encode_text(model: str, prompt: str, device: str = "auto", dtype: str = "auto") -> Mapping[str, Tensor]:

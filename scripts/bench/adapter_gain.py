@@ -11,11 +11,11 @@ from figures import Figures, verdict
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import train_adapter  # noqa: E402
-from training.adapter import trained  # noqa: E402
-from training.adapter_score import LEVELS, Row, evaluate  # noqa: E402
+import train_adapter
+from training.adapter import trained
+from training.adapter_score import LEVELS, Row, evaluate
 
-from dino_ray.diffusion import loading  # noqa: E402
+from dino_ray.diffusion import loading
 
 KINDS = ("right", "other", "none")
 JUDGED_FROM = 0.5
@@ -54,8 +54,10 @@ def gain(seeds: int, steps: int) -> Figures:
             # The worst seed with the right tokens is better than the best with others' or none.
             clear &= all(by_kind["loss", "right"].max() < by_kind["loss", k].min() for k in KINDS[1:])
             clear &= all(by_kind["cosine", "right"].min() > by_kind["cosine", k].max() for k in KINDS[1:])
-    told = f"adapter, from level {JUDGED_FROM:g} on: error and cosine are better with the right tokens than with others' or"
-    return Figures([table], [verdict(bool(clear), f"{told} none, by more than the spread of {seeds} seeds")])
+    told = f"adapter, from level {JUDGED_FROM:g} on: error and cosine are better with the right tokens"
+    return Figures(
+        [table], [verdict(bool(clear), f"{told} than with others' or none, in the worst of {seeds} seeds")]
+    )
 
 
 def _of(rows: list[Row], level: float, kind: str, figure: str) -> float:

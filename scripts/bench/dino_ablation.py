@@ -210,8 +210,8 @@ def adapter(scope: Scope) -> Figures:
     """A DINO adapter on the bundled model, with the right picture's tokens, another's, and none.
 
     Each seed trains an adapter of its own on painted pictures; all are judged on the same ones, which none has seen,
-    after one step from the noise level. Error: mean absolute, of the pixels. Cosine: of DINO's tokens of the result with
-    the truth's. [dino-adapter.md](dino-adapter.md) has the figures of a longer training.
+    after one step from the noise level. Error: mean absolute, of the pixels. Cosine: of DINO's tokens of the result
+    with the truth's. [dino-adapter.md](dino-adapter.md) has the figures of a longer training.
     """
     return adapter_gain.gain(scope.seeds, scope.adapter_steps) if scope.adapter_steps else Figures([], [])
 

@@ -19,10 +19,11 @@ from dino_ray.engine.protocol import Guide, ImageTask, TileCall
 from dino_ray.engine.replica import UINT16_MAX, Replica
 from dino_ray.fidelity.record import TileFidelity
 from dino_ray.job import image_task
+from dino_ray.loaders import replica_spec
 from dino_ray.raster.canvas import Canvas
 from dino_ray.raster.source import ingest_array
 from dino_ray.request import check_array
-from dino_ray.resolve import replica_spec, resolve
+from dino_ray.resolve import resolve
 
 Pixels = NDArray[np.float32]
 
