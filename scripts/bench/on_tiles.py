@@ -15,8 +15,9 @@ from quality import photograph, reduced
 
 from dino_ray.config import UpscaleConfig
 from dino_ray.diffusion.denoiser import Denoiser
+from dino_ray.engine.bands import UINT16_MAX
 from dino_ray.engine.protocol import Guide, ImageTask, TileCall
-from dino_ray.engine.replica import UINT16_MAX, Replica
+from dino_ray.engine.replica import Replica
 from dino_ray.fidelity.record import TileFidelity
 from dino_ray.job import image_task
 from dino_ray.loaders import replica_spec

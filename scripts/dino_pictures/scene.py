@@ -19,7 +19,8 @@ from PIL import Image
 from plants import Plant, Planting, square
 
 from dino_ray.dino.drift import Reference
-from dino_ray.engine.replica import UINT16_MAX, merge
+from dino_ray.engine.bands import UINT16_MAX
+from dino_ray.engine.replica import merge
 from dino_ray.plan.geometry import Rect
 
 SIZE = (960, 640)
