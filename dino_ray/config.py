@@ -135,6 +135,12 @@ class UpscaleConfig(BaseModel):
         default="wavelet",
         description="Keeps colours: wavelet takes large areas' from the base, adain each tile's mean and contrast.",
     )
+    dino_adapter: str | None = Field(
+        default=None,
+        min_length=1,
+        description="File of an adapter that scripts/train_adapter.py trained, by which this model attends to DINO "
+        "features. Default: none.",
+    )
     seed: int = Field(default=0, ge=0, lt=2**64, description="Seed of the noise field.")
     wrap: Wrap = Field(
         default="auto",

@@ -28,6 +28,7 @@ _SETTLED = (
         "overlap",
         "dino",
         "dino_strength",
+        "dino_adapter",
         "adaptive",
         "verify",
         "consistency",
@@ -74,10 +75,25 @@ def of_pixels(
         "--depth": depth,
         "--wrap": "on" if wrap else "off",
         "a source of": of_source(source, stop),
-        "weights": {name: of_weights(name) for name in (config.model, settings.dino) if name},
+        "weights": {
+            name: of_weights(name)
+            for name in (config.model, settings.dino, settings.dino_adapter, settings.sketch)
+            if name
+        },
+        "thresholds of DINO": _thresholds(settings.dino),
         "dino-ray": __version__,
         **{package: _version(package) for package in packages},
     }
+
+
+def _thresholds(dino: str | None) -> dict[str, Any] | None:
+    """Those stored with a DINO model, by which it guides and judges."""
+    if dino is None:
+        return None
+    from dino_ray.dino.calibration import find
+
+    stored = find(dino)
+    return None if stored is None else stored.to_dict()
 
 
 def of_source(source: str | np.ndarray, stop: Callable[[], bool] = lambda: False) -> str:
@@ -116,8 +132,10 @@ def _of_remote(url: str) -> str:
 
 
 def of_weights(model: str) -> str:
-    """What tells a folder of weights from its own earlier state; of a hub's model, its commit."""
+    """What tells a folder or a file of weights from its own earlier state; of a hub's model, its commit."""
     folder = Path(model).expanduser()
+    if folder.suffix == ".safetensors" and folder.is_file():
+        return f"of SHA-256 {hashlib.sha256(folder.read_bytes()).hexdigest()[:16]}"
     if folder.is_dir():
         digest = hashlib.sha256()
         for path in sorted(folder.rglob("*")):
@@ -130,9 +148,10 @@ def of_weights(model: str) -> str:
 
 def _commit(repo: str) -> str | None:
     """Commit of a hub's model, from the cache that its configuration was read from."""
-    from dino_ray.diffusion.catalogue import ALIASES
+    from dino_ray.diffusion import catalogue
+    from dino_ray.dino import loading as dino_loading
 
-    repo = ALIASES.get(repo, repo)
+    repo = catalogue.ALIASES.get(repo) or dino_loading.ALIASES.get(repo, repo)
     if "/" not in repo:
         return None  # it ships with the package, whose version is noted
     import huggingface_hub

@@ -30,6 +30,7 @@ from dino_ray.engine.protocol import (
 )
 from dino_ray.errors import DinoRayError, UsageError
 from dino_ray.jobfolder import Existing, forget
+from dino_ray.loaders import replica_spec
 from dino_ray.opening import Job, ahead, is_shared, note_of, open_job
 from dino_ray.raster.canvas import Canvas
 from dino_ray.raster.export import export
@@ -37,7 +38,7 @@ from dino_ray.report.logs import EventLog
 from dino_ray.report.roster import Roster
 from dino_ray.report.run import Bookkeeper, UpscaleReport
 from dino_ray.request import Image
-from dino_ray.resolve import Settings, replica_spec
+from dino_ray.resolve import Settings
 from dino_ray.standing import Standing, kept_if_cut_short, told_if_interrupted
 
 log = logging.getLogger(__name__)

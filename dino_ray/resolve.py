@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from dino_ray.config import PRESET_STEPS, UpscaleConfig, option_name
@@ -16,12 +16,7 @@ from dino_ray.raster.metadata import panorama
 from dino_ray.raster.source import ReadOptions, SourceInfo
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from dino_ray.diffusion.denoiser import Denoiser, Description
-    from dino_ray.dino.loading import Dino
-    from dino_ray.engine.protocol import ReplicaSpec
-    from dino_ray.upsample import Upsampler
+    from dino_ray.diffusion.denoiser import Description
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +29,6 @@ activations take a kilobyte per pixel."""
 BASE_MULTIPLE = 16
 """Tile origins without a diffusion model, canvas_px: cells come out as whole blocks."""
 
-DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-"""The command line's short names to torch's."""
-
 TOKENS_STRENGTH, GUIDANCE_STRENGTH = 1.0, 0.5
 """``--dino-strength`` unless the user says otherwise: of a model that was trained on DINO's tokens at full strength,
 and of one that is only guided."""
@@ -45,8 +37,8 @@ GOOD_DINO = "dinov2-base"
 """Guides and judges models that were trained with none: as large as its use on tiles allows, and no longer to load."""
 
 MODEL_OPTIONS = (
-    *("preset", "steps", "sampler", "prompt", "cfg", "dino", "dino_strength", "adaptive", "verify"),
-    *("consistency", "color_lock", "seed", "dtype", "batch"),
+    *("preset", "steps", "sampler", "prompt", "cfg", "dino", "dino_strength", "dino_adapter"),
+    *("adaptive", "verify", "consistency", "color_lock", "seed", "dtype", "batch"),
 )
 """Options that only a diffusion model can honour."""
 
@@ -75,6 +67,9 @@ class Settings:
     dino_tokens: bool
     """The diffusion model attends to DINO features of the source."""
     dino_strength: float
+    dino_adapter: str | None
+    sketch: str | None
+    """The small decoder that guidance looks through; None: the model's own."""
     adaptive: float
     verify: bool
     consistency: float
@@ -137,7 +132,7 @@ def resolve(config: UpscaleConfig) -> Settings:
         return _without_model(config)
     from dino_ray.diffusion import loading
 
-    model = loading.describe(config.model)
+    model = loading.describe(config.model, config.dino_adapter)
     base: Literal["net", "lanczos"] = "lanczos" if config.base == "lanczos" else "net"
     _check_conditioning(config, model)
     if config.seed and 0 < config.denoise <= model.noise_free_to:
@@ -175,6 +170,8 @@ def resolve(config: UpscaleConfig) -> Settings:
         dino=dino,
         dino_tokens=model.dino_dim is not None,
         dino_strength=strength,
+        sketch=loading.find_sketch(config.model) if strength > 0 else None,
+        dino_adapter=config.dino_adapter and os.path.abspath(os.path.expanduser(config.dino_adapter)),
         adaptive=config.adaptive if config.denoise > 0 else 0.0,
         verify=config.verify is not False and config.denoise > 0,
         consistency=_consistency(config),
@@ -192,24 +189,6 @@ def _consistency(config: UpscaleConfig) -> float:
     if config.denoise == 0:
         return 0.0
     return config.consistency if config.consistency is not None else min(1.0, 2 * (config.scale - 1))
-
-
-def replica_spec(config: UpscaleConfig, settings: Settings) -> ReplicaSpec:
-    """How each replica loads the models that these settings need."""
-    from dino_ray.engine.protocol import ReplicaSpec
-
-    model, device = config.model, config.device
-    takes_text = settings.model is not None and settings.model.takes_text
-    return ReplicaSpec(
-        upsampler=partial(_load_upsampler, settings.base, device),
-        denoiser=partial(_load_denoiser, model, device, config.dtype, settings.dino_strength > 0)
-        if settings.model
-        else None,
-        dino=partial(_load_dino, settings.dino, device) if settings.dino else None,
-        text=partial(_encode_text, model, device, config.dtype) if takes_text else None,
-        threads=config.threads,
-        torch=settings.model is not None or settings.base == "net",
-    )
 
 
 def _refuse(config: UpscaleConfig, fields: Sequence[str], why: str) -> None:
@@ -241,6 +220,8 @@ def _without_model(config: UpscaleConfig) -> Settings:
         dino=None,
         dino_tokens=False,
         dino_strength=0.0,
+        dino_adapter=None,
+        sketch=None,
         adaptive=0.0,
         verify=False,
         consistency=0.0,
@@ -305,6 +286,8 @@ def _dino(config: UpscaleConfig, model: Description) -> tuple[str | None, float]
         strength = TOKENS_STRENGTH if attends else GUIDANCE_STRENGTH
     if config.denoise == 0:
         return None, 0.0
+    if strength == 0 and config.dino_adapter is not None:
+        raise UsageError("--dino-adapter: --dino-strength 0 passes it no features; leave one of them out")
     if strength == 0 and config.adaptive == 0 and config.verify is False:
         if config.dino != "auto":
             raise UsageError(
@@ -321,8 +304,14 @@ def _dino(config: UpscaleConfig, model: Description) -> tuple[str | None, float]
     ):  # a token is a coarse feature and a fine one
         assert model.dino_dim is not None
         raise UsageError(
-            f"--dino {name}: its features have {facts.dim} channels, and the model {model.name} was trained on "
-            f"{model.dino_dim // 2}; use the DINO model it was trained with, or --dino-strength 0"
+            f"--dino {name}: its features have {facts.dim} channels, and "
+            f"{'the adapter' if config.dino_adapter else f'the model {model.name}'} was trained on "
+            f"{model.dino_dim // 2}; use the DINO model it was trained with ({model.dino}), or --dino-strength 0"
+        )
+    known = loading.ALIASES
+    if config.dino_adapter and known.get(name, name) != known.get(model.dino, model.dino):
+        log.warning(
+            "--dino %s: the adapter was trained with %s; others' features may mislead it", name, model.dino
         )
     return name, strength
 
@@ -331,43 +320,13 @@ def _suitable_dino(model: Description) -> str:
     """The DINO model that a diffusion model was trained with; else the best one that is at hand."""
     from dino_ray.dino import loading
 
-    if model.dino_dim is not None or loading.is_cached(GOOD_DINO):
-        return loading.BUNDLED if model.dino_dim is not None else GOOD_DINO
+    if model.dino_dim is not None:
+        return model.dino
+    if loading.is_cached(GOOD_DINO):
+        return GOOD_DINO
     log.warning(
         "DINOv2 is not in the local cache: the small bundled DINO guides and judges the tiles; "
         "--dino %s fetches a better one (0.4 GB)",
         GOOD_DINO,
     )
     return loading.BUNDLED
-
-
-def _load_upsampler(base: str, device: str) -> Upsampler:
-    from dino_ray import upsample
-
-    if base == "lanczos":
-        return upsample.Lanczos()
-    from dino_ray.diffusion.loading import pick_device
-
-    return upsample.load_net(pick_device(device))
-
-
-def _load_denoiser(model: str, device: str, dtype: str, guided: bool) -> Denoiser:
-    from dino_ray.diffusion import loading
-
-    return loading.load(model, device, DTYPES[dtype], guided=guided)
-
-
-def _load_dino(name: str, device: str) -> Dino:
-    from dino_ray.diffusion.loading import pick_device
-    from dino_ray.dino import loading
-
-    return loading.load(name, pick_device(device))
-
-
-def _encode_text(model: str, device: str, dtype: str, prompt: str) -> Mapping[str, np.ndarray]:
-    from dino_ray.diffusion import loading
-
-    return {
-        name: value.numpy()
-        for name, value in loading.encode_text(model, prompt, device, DTYPES[dtype]).items()
-    }

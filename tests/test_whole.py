@@ -65,9 +65,10 @@ def test_another_images_features_change_the_pixels(face: np.ndarray, tmp_path: P
     from dino_ray.dino.loading import load
     from dino_ray.engine.protocol import Guide, ImageTask, TileCall
     from dino_ray.engine.replica import Replica
+    from dino_ray.loaders import replica_spec
     from dino_ray.raster.canvas import Canvas
     from dino_ray.raster.source import ingest_array
-    from dino_ray.resolve import replica_spec, resolve
+    from dino_ray.resolve import resolve
 
     config = dino_ray.UpscaleConfig(address="none")
     settings = resolve(config)

@@ -45,6 +45,8 @@ class Description:
     """Channels of the DINO tokens it was trained to attend to; None where it takes none."""
     dino_stride: int = 0
     """canvas_px per DINO token, per axis; 0 where it takes none."""
+    dino: str = "bundled"
+    """The DINO model of those tokens, as ``--dino`` names it; plays no part where it takes none."""
 
     noise_free_to: float = 0.0
     """Started at this noise level or below, it gets no noise, and the seed plays no part."""

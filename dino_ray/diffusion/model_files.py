@@ -138,20 +138,26 @@ def fetch(ref: ModelRef, components: Iterable[str]) -> Path:
     return hub.snapshot(ref.location, [f"{part}/{kind}" for part in components for kind in _COMPONENT_FILES])
 
 
-def tiny_vae(ref: ModelRef) -> Path | None:
-    """The folder of a small decoder of FLUX.1's latents; None where none is to be had.
+def find_tiny_vae(ref: ModelRef) -> str | None:
+    """A small decoder of FLUX.1's latents: a folder or a hub id; None where none is to be had.
 
     ``tiny_vae/`` in a model's folder; else ``TINY_VAE`` of the hub: from the cache or, for a model that came from
     there as well, downloaded (10 MB).
     """
     own = Path(ref.location) / "tiny_vae"
     if ref.kind == "folder" and own.is_dir():
-        return own
+        return str(own)
     try:
-        return hub.snapshot(TINY_VAE, _COMPONENT_FILES, cached=ref.kind == "folder")
+        hub.snapshot(TINY_VAE, _COMPONENT_FILES, cached=ref.kind == "folder")
     except DinoRayError:
         log.info("%s is not here: guidance decodes by the whole VAE, which takes longer", TINY_VAE)
         return None
+    return TINY_VAE
+
+
+def fetch_tiny_vae(name: str) -> Path:
+    """The folder of what ``find_tiny_vae`` found, on this machine, downloaded first where it has to be."""
+    return Path(name) if name != TINY_VAE else hub.snapshot(name, _COMPONENT_FILES)
 
 
 def check_weights(ref: ModelRef, components: Iterable[str]) -> None:

@@ -161,7 +161,7 @@ def _conditioning(
     if (features := guide.features) is not None and strength > 0:
         stride = denoiser.description.dino_stride
         crops = [
-            features.crop(*task.scaling.source_box(rect), rect.h // stride, rect.w // stride)
+            features.crop(*task.scaling.source_box(rect), max(1, rect.h // stride), max(1, rect.w // stride))
             for rect in rects
         ]
         dino = DinoTokens(there(np.stack(crops)), strength)

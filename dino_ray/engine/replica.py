@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dino_ray.engine.bands import UINT16_MAX, LastRead, like, rgb, to_uint16, with_alpha
 from dino_ray.engine.protocol import DinoEffect, Guide, ImageTask, ReplicaSpec, TileCall, Timings
 from dino_ray.engine.refining import Models, refine_batch
 from dino_ray.engine.thrift import OutOfMemory, Thrift
@@ -27,26 +28,6 @@ if TYPE_CHECKING:
     from dino_ray.upsample import Upsampler
 
 __all__ = ["Cancelled", "OutOfMemory", "Replica", "Stop", "merge", "never", "peak_rss_mb"]
-
-UINT16_MAX = 65535
-LUMA = tuple(np.float32(weight) for weight in (0.299, 0.587, 0.114))  # ITU-R BT.601
-
-
-class LastRead:
-    """Reads windows of a source; a part of the last one is cut out of it. A read may come from another machine."""
-
-    def __init__(self, read: Callable[[Rect], np.ndarray]) -> None:
-        self._read = read
-        self._last: tuple[Rect, np.ndarray] | None = None
-
-    def __call__(self, rect: Rect) -> np.ndarray:
-        if self._last is not None:
-            place, window = self._last
-            if rect.intersect(place) == rect:
-                return window[rect.shift(-place.x, -place.y).slices]
-        window = self._read(rect)
-        self._last = rect, window
-        return window
 
 
 class Replica:
@@ -125,7 +106,7 @@ class Replica:
         size = source.info.width, source.info.height
 
         def read(rect: Rect) -> np.ndarray:
-            return _rgb(unit_range(source.read(rect)))
+            return rgb(unit_range(source.read(rect)))
 
         guide = Guide()
         if task.consistency > 0 or task.adaptive > 0:
@@ -194,7 +175,7 @@ class Replica:
         with self._turns.join(call.number) as turn:
             tiles, found = self._refine(task, guide, call, stop, watch, turn)
         timings = watch.timings(self._thrift.measures)
-        return [_to_uint16(pixels) for pixels in tiles], replace(timings, fidelity=found)
+        return [to_uint16(pixels) for pixels in tiles], replace(timings, fidelity=found)
 
     def _refine(
         self, task: ImageTask, guide: Guide, call: TileCall, stop: Stop, watch: Stopwatch, turn: Turn
@@ -226,7 +207,7 @@ class Replica:
 
         refined = self._thrift.in_batches(tiles, work, models.denoiser.save_memory)
         made = [
-            np.concatenate([_like(each.pixels, colour), base[..., colour:]], axis=-1)
+            np.concatenate([like(each.pixels, colour), base[..., colour:]], axis=-1)
             for each, base in zip(refined, bases, strict=True)
         ]
         return made, tuple(each.fidelity for each in refined)
@@ -291,30 +272,5 @@ def _tile(
     from dino_ray.fidelity.consistency import source_window
 
     window = source_window(rect, scaling)
-    source = _with_alpha(unit_range(read(window)), colour_bands)
-    return Tile(number, rect, _rgb(base[..., :colour_bands]), source, window)
-
-
-def _rgb(pixels: np.ndarray) -> np.ndarray:
-    """The colour of 1 to 4 bands (colour first, then alpha) as three bands."""
-    return np.repeat(pixels[..., :1], 3, axis=-1) if pixels.shape[-1] < 3 else pixels[..., :3]
-
-
-def _with_alpha(pixels: np.ndarray, colour_bands: int) -> np.ndarray:
-    """Colour as three bands, and alpha, if there is any."""
-    return np.concatenate([_rgb(pixels[..., :colour_bands]), pixels[..., colour_bands:]], axis=-1)
-
-
-def _like(rgb: np.ndarray, colour_bands: int) -> np.ndarray:
-    if colour_bands == 3:
-        return rgb
-    # Not a matrix product: that would leave the order of the sum to the library and its threads.
-    luma: np.ndarray = rgb[..., :1] * LUMA[0] + rgb[..., 1:2] * LUMA[1] + rgb[..., 2:] * LUMA[2]
-    return luma
-
-
-def _to_uint16(pixels: np.ndarray) -> np.ndarray:
-    scaled: np.ndarray = np.clip(pixels, 0.0, 1.0)
-    scaled *= UINT16_MAX  # in place: a tile is many times the cache
-    scaled += 0.5
-    return scaled.astype(np.uint16)
+    source = with_alpha(unit_range(read(window)), colour_bands)
+    return Tile(number, rect, rgb(base[..., :colour_bands]), source, window)

@@ -101,8 +101,8 @@ class UpscaleReport:
     model: dict[str, Any] | None
     """Facts of the diffusion model; None: the base alone."""
     dino: dict[str, Any] | None
-    """The DINO model, its strength, and ``effect``: how much its features changed the tile ``probe_tile``, as the mean
-    absolute difference in levels of 255 against the same tile without them. None: no features were used."""
+    """The DINO model, its strength, and ``effect``: how much its tokens and guidance changed the tile ``probe_tile``,
+    as the mean absolute difference in levels of 255 against the same tile without. None: neither was used."""
     config: dict[str, Any] = field(default_factory=dict)
     """Every option as given, defaults included."""
     settings: dict[str, Any] = field(default_factory=dict)

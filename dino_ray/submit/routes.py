@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dino_ray import places
+from dino_ray.config import option_name
 from dino_ray.errors import UsageError
 from dino_ray.jobfolder import default_place
 
@@ -96,14 +97,16 @@ def for_cluster(options: Mapping[str, Any], common: Means, results: Sequence[str
         If an option names a folder that the cluster does not see.
     """
     there = {name: value for name, value in options.items() if name != "address"}
-    for name in ("model", "dino"):
+    for name in ("model", "dino", "dino_adapter"):
         value = there.get(name)
-        if value is not None and os.path.isdir(os.path.expanduser(value)):
+        file = name == "dino_adapter"  # the others may be names of something on the hub
+        if value is not None and (file or os.path.isdir(os.path.expanduser(value))):
             path = os.path.abspath(os.path.expanduser(value))
             if not common.sees(path):
                 raise UsageError(
-                    f"--{name} {value}: is a folder of this machine; have the cluster's nodes see it under the same "
-                    "name and say so with --shared-dir, or name a model of the hub"
+                    f"{option_name(name)} {value}: is a {'file' if file else 'folder'} of this machine; have the "
+                    "cluster's nodes see it under the same name and say so with --shared-dir"
+                    f"{'' if file else ', or name a model of the hub'}"
                 )
             there[name] = path
     job_dir = there.get("job_dir")

@@ -4,67 +4,48 @@ Photographs are reduced ×2 by PIL's bicubic filter. Cosines are of DINO's token
 guidance does not see; PSNR is against the truth, over RGB.
 
     python scripts/bench/dino_ablation.py
+    python scripts/bench/dino_ablation.py --markdown docs/dino-figures.md  # hallucination.py's figures, too
 """
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import adapter_gain
 import click
+import hallucination
 import numpy as np
+from figures import Figures, Section, document, missed, verdict
+from misbehaving import CAST, CORRUPTION, Casting, Corrupted
 from on_tiles import Bench, Pixels, benches, psnr
 from quality import PHOTOS
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 STRENGTHS = (0.0, 0.25, 0.5, 1.0)
-CORRUPTION = 0.25
-"""Noise that the model is not told of, in units of its latents' standard deviation."""
-CAST = 12
-"""Levels of 255: the largest cast per tile and colour."""
 ALONE = {"adaptive": 0.0, "verify": False}
 """Of a task: nothing but what is looked at."""
 
 
-class Wrapped:
-    """A model that does one thing otherwise."""
+@dataclass(frozen=True)
+class Scope:
+    """On how much something is measured."""
 
-    def __init__(self, denoiser: Any) -> None:
-        self._denoiser = denoiser
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._denoiser, name)
-
-
-class Corrupted(Wrapped):
-    """Starts from noise that it is not told of."""
-
-    def noised(self, latents: Tensor, noise: Tensor, sigma: float) -> Tensor:
-        start: Tensor = self._denoiser.noised(latents, noise, sigma)
-        return start + CORRUPTION * noise
-
-
-class Casting(Wrapped):
-    """Gives each tile a cast of its own, as a function of its brightness, which a slope runs across."""
-
-    def decode(self, latents: Tensor) -> Tensor:
-        pixels: Tensor = self._denoiser.decode(latents)
-        height, width = pixels.shape[2:]
-        for i, tile in enumerate(pixels):
-            rng = np.random.default_rng(int(1e6 * float(tile.mean())))
-            cast = rng.uniform(-CAST, CAST, (3, 2)).astype(np.float32) / 255
-            slope = np.linspace(-0.5, 0.5, width, dtype=np.float32)
-            added = np.broadcast_to(cast[:, :1, None] + cast[:, 1:, None] * slope, (3, height, width))
-            pixels[i] += pixels.new_tensor(added)
-        return pixels
+    photos: tuple[str, ...]
+    every: int
+    """Of the tiles, one in so many."""
+    seeds: int
+    adapter_steps: int
+    """Of training an adapter."""
 
 
 Measured = tuple[float, float, float]
@@ -98,16 +79,19 @@ def cosine_of(bench: Bench, tile: int, pixels: Pixels) -> float:
     return float(Reference.of(dino, planes[0]).drift(planes[1], alarm=1.0).cosines.mean())
 
 
-def clean_start(photos: tuple[str, ...], every: int) -> tuple[Table, list[str]]:
-    """Guidance on a model that is faithful already."""
+def clean_start(scope: Scope) -> Figures:
+    """Guidance on a model that is faithful already.
+
+    It has nothing to gain there, and must not harm; nor may looking for what is to be done cost much.
+    """
     out = Table(title="clean start: guidance on against off", title_justify="left")
     columns(out, "photo", "PSNR off", "PSNR on", "change dB", "cosine off", "cosine on", "time on / off")
     changes, ratios = [], []
-    with benches(photos) as opened:
+    with benches(scope.photos) as opened:
         for bench in opened:
             measure([bench], 4, {})  # warm
-            off = measure([bench], every, {"dino_strength": 0.0})
-            on = measure([bench], every, {"dino_strength": 1.0})
+            off = measure([bench], scope.every, {"dino_strength": 0.0})
+            on = measure([bench], scope.every, {"dino_strength": 1.0})
             changes.append(on[0] - off[0])
             ratios.append(on[2] / off[2])
             out.add_row(
@@ -115,24 +99,30 @@ def clean_start(photos: tuple[str, ...], every: int) -> tuple[Table, list[str]]:
                 f"{on[1]:.5f}", f"{ratios[-1]:.2f}",
             )  # fmt: skip
     worst, ratio = max(map(abs, changes)), float(np.mean(ratios))
-    return out, [
+    verdicts = [
         verdict(worst < 0.05, f"clean start: PSNR changes by {worst:.4f} dB at most (wanted below 0.05)"),
         verdict(ratio < 1.6, f"clean start: {ratio:.2f} times the time (wanted below 1.6)"),
     ]
+    return Figures([out], verdicts)
 
 
-def corrupted_start(photos: tuple[str, ...], every: int, seeds: int) -> tuple[Table, list[str]]:
-    """Guidance on a model that starts from noise it was not told of."""
+def corrupted_start(scope: Scope) -> Figures:
+    """Guidance on a model that starts from noise it was not told of.
+
+    What is left of the noise stands for what a model makes up. Strength 0 is the model alone.
+    """
     out = Table(
-        title=f"corrupted start, noise {CORRUPTION}: mean of {seeds} seeds ± spread", title_justify="left"
+        title=f"corrupted start, noise {CORRUPTION}: mean of {scope.seeds} seeds ± spread",
+        title_justify="left",
     )
     columns(out, "consistency", "strength", "PSNR dB", "cosine", "time / off")
     means: dict[tuple[float, float], np.ndarray] = {}
-    with benches(photos, Corrupted) as opened:
+    with benches(scope.photos, Corrupted) as opened:
         for consistency in (0.0, 1.0):
             for strength in STRENGTHS:
                 task = {**ALONE, "consistency": consistency, "dino_strength": strength}
-                runs = np.array([measure(opened, every, {**task, "seed": seed}) for seed in range(seeds)])
+                seeded = [{**task, "seed": seed} for seed in range(scope.seeds)]
+                runs = np.array([measure(opened, scope.every, each) for each in seeded])
                 means[consistency, strength] = runs.mean(0)
                 spread = np.ptp(runs, axis=0) / 2
                 off = means[consistency, 0.0]
@@ -145,31 +135,38 @@ def corrupted_start(photos: tuple[str, ...], every: int, seeds: int) -> tuple[Ta
     rising = all(b[0] > a[0] and b[1] > a[1] for a, b in pairwise(alone))
     gain = alone[-1][0] - alone[0][0]
     beside = means[1.0, 1.0][0] - means[1.0, 0.0][0]
-    return out, [
+    verdicts = [
         verdict(rising, "corrupted start: PSNR and cosine rise with every strength"),
         verdict(gain >= 1, f"corrupted start, consistency off: {gain:+.2f} dB at strength 1 (wanted +1)"),
         verdict(
             beside >= 0, f"corrupted start, consistency on: {beside:+.3f} dB at strength 1 (no loss wanted)"
         ),
     ]
+    return Figures([out], verdicts)
 
 
-def colour(photos: tuple[str, ...], every: int) -> tuple[Table, list[str]]:
-    """Casts, each tile its own."""
+def colour(scope: Scope) -> Figures:
+    """The colour lock on a model that gives each tile a cast of its own.
+
+    A step is by how much more than without casts the mean colours of two neighbours differ where they overlap.
+    """
     out = Table(
         title=f"a cast of up to {CAST} levels per tile: steps left, levels of 255",
         title_justify="left",
     )
     columns(out, "--color-lock", "consistency", "mean step between tiles", "largest")
     left = {}
-    with benches(photos, Casting, dino_strength=0.0) as cast, benches(photos, dino_strength=0.0) as plain:
+    with (
+        benches(scope.photos, Casting, dino_strength=0.0) as cast,
+        benches(scope.photos, dino_strength=0.0) as plain,
+    ):
         for lock in ("off", "adain", "wavelet"):
             for consistency in (0.0, 1.0):
                 task = {**ALONE, "color_lock": lock, "consistency": consistency}
                 steps = [
                     step
                     for a, b in zip(cast, plain, strict=True)
-                    for step in steps_between(a, b, every, task)
+                    for step in steps_between(a, b, scope.every, task)
                 ]
                 left[lock, consistency] = max(steps)
                 out.add_row(
@@ -177,9 +174,8 @@ def colour(photos: tuple[str, ...], every: int) -> tuple[Table, list[str]]:
                     end_section=consistency == 1,
                 )  # fmt: skip
     default = max(left["wavelet", 0.0], left["wavelet", 1.0])
-    return out, [
-        verdict(default < 0.5, f"casts: a step of {default:.3f} levels is left at most (wanted below 0.5)")
-    ]
+    told = f"casts: a step of {default:.3f} levels is left at most (wanted below 0.5)"
+    return Figures([out], [verdict(default < 0.5, told)])
 
 
 def steps_between(cast: Bench, plain: Bench, every: int, task: dict[str, Any]) -> list[float]:
@@ -210,26 +206,88 @@ def columns(table: Table, first: str, *others: str) -> None:
         table.add_column(name, justify="right")
 
 
-def verdict(good: bool, what: str) -> str:
-    return f"{'reached' if good else 'MISSED'}: {what}"
+def adapter(scope: Scope) -> Figures:
+    """A DINO adapter on the bundled model, with the right picture's tokens, another's, and none.
+
+    Each seed trains an adapter of its own on painted pictures; all are judged on the same ones, which none has seen,
+    after one step from the noise level. Error: mean absolute, of the pixels. Cosine: of DINO's tokens of the result
+    with the truth's. [dino-adapter.md](dino-adapter.md) has the figures of a longer training.
+    """
+    return adapter_gain.gain(scope.seeds, scope.adapter_steps) if scope.adapter_steps else Figures([], [])
+
+
+def planted(scope: Scope) -> Figures:
+    """Hallucinations that are planted, caught and mended.
+
+    Another image's patch, an object, another texture or a block with the colours of its place, where a change is seen,
+    is drawn into a tile, whatever the model is asked. Caught: the drift of the tile raises an alarm. The three columns
+    of dB are of the planted region against the truth, before and after, and of the base there.
+    """
+    each = max(1, hallucination.EACH * FULL_EVERY // scope.every)
+    return hallucination.figures(hallucination.run(scope.photos, scope.seeds, each))
+
+
+FULL_EVERY = 3
+"""Of the tiles of a full run, one in so many is measured."""
+
+ADAPTER_STEPS = 150
+"""Enough to tell right tokens from wrong ones: minutes per seed."""
+
+MeasureSection = Callable[[Scope], Figures]
+
+ON_THE_TERMINAL: tuple[MeasureSection, ...] = (clean_start, corrupted_start, colour, adapter)
+IN_THE_DOCUMENT: tuple[MeasureSection, ...] = (*ON_THE_TERMINAL, planted)
+"""A section's docstring is its heading and introduction there."""
+
+INTRODUCTION = (
+    "What each control of [faithfulness](dino.md) does to the bundled model, on the photographs {photos}, which were "
+    "reduced ×2 by PIL's bicubic filter: one tile in {every}, seeds: {seeds}. Cosines are of DINO's tokens against the "
+    "base's, on crops that guidance does not see; PSNR is against the truth, over RGB. The bundled DINO judges."
+)
 
 
 @click.command(help=(__doc__ or "").split("\n\n")[0])
 @click.option("--photos", multiple=True, default=PHOTOS, help="Of scikit-image, or files.")
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1))
 @click.option(
-    "--every", default=3, show_default=True, help="Of the tiles, one in so many.", type=click.IntRange(1)
+    "--every",
+    default=FULL_EVERY,
+    show_default=True,
+    help="Of the tiles, one in so many.",
+    type=click.IntRange(1),
+)
+@click.option(
+    "--adapter-steps",
+    default=ADAPTER_STEPS,
+    show_default=True,
+    help="How long each seed's adapter is trained; 0 leaves adapters out.",
+    type=click.IntRange(0),
+)
+@click.option(
+    "--markdown",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write all figures here, those of hallucination.py too.",
 )
 @click.option("--check", is_flag=True, help="Exit with 1 where a figure falls short.")
-def main(photos: tuple[str, ...], seeds: int, every: int, check: bool) -> None:
-    console = Console(width=120)
-    verdicts: list[str] = []
-    for made in (clean_start(photos, every), corrupted_start(photos, every, seeds), colour(photos, every)):
-        console.print(made[0])
-        verdicts += made[1]
+def main(
+    photos: tuple[str, ...], seeds: int, every: int, adapter_steps: int, markdown: Path | None, check: bool
+) -> None:
+    console = Console(width=140)
+    scope = Scope(photos, every, seeds, adapter_steps)
+    sections = []
+    for measured in IN_THE_DOCUMENT if markdown else ON_THE_TERMINAL:
+        sections.append(Section.of(measured, measured(scope)))
+        for table in sections[-1].figures.tables:
+            console.print(table)
+    verdicts = [line for section in sections for line in section.figures.verdicts]
     for line in verdicts:
         console.print(line, highlight=False)
-    if check and any(line.startswith("MISSED") for line in verdicts):
+    if markdown:
+        names = ", ".join(Path(photo).stem for photo in photos)
+        introduction = INTRODUCTION.format(photos=names, every=every, seeds=seeds)
+        command = shlex.join(["python", "scripts/bench/dino_ablation.py", *sys.argv[1:]])
+        markdown.write_text(document("Figures of faithfulness", introduction, command, sections))
+    if check and missed(verdicts):
         sys.exit(1)
 
 

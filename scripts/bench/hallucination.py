@@ -17,6 +17,7 @@ from pathlib import Path
 
 import click
 import numpy as np
+from figures import Figures, verdict
 from numpy.typing import NDArray
 from on_tiles import Bench, benches, psnr
 from PIL import Image
@@ -30,6 +31,8 @@ from training.images import picture
 
 CAUGHT_WANTED, FALSE_WANTED, LOSS_WANTED = 0.95, 0.02, 1.0
 """Share of planted tiles, share of clean tiles, dB of the planted region against the base's own."""
+EACH = 6
+"""Tiles per kind, side and seed."""
 DRAWN = 6
 """Pictures that objects come from; drawn anew for each seed."""
 ROOM = 12
@@ -49,6 +52,41 @@ class Case:
     """PSNR of the planted region, dB: with neither verification nor consistency."""
     mended: float
     base: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """Planted tiles, and what clean ones raise."""
+
+    cases: list[Case]
+    clean: NDArray[np.float64]
+    """Alarms of tiles as the bundled model makes them."""
+    perfect: NDArray[np.float64]
+    """Alarms of tiles as a perfect model would make them."""
+    rows: list[list[Pixels]]
+    """Of some cases: truth, base, planted, mended."""
+
+    @property
+    def caught(self) -> float:
+        return float(np.mean([c.alarm >= 1 for c in self.cases]))
+
+    @property
+    def false(self) -> float:
+        return float((self.clean >= 1).mean())
+
+    @property
+    def losses(self) -> list[float]:
+        """By how much each mended region falls short of the base's own, dB."""
+        return [c.base - c.mended for c in self.cases]
+
+    @property
+    def loss(self) -> float:
+        return float(np.mean(self.losses))
+
+    @property
+    def short(self) -> int:
+        """How many fall short by more than is wanted."""
+        return sum(loss > LOSS_WANTED for loss in self.losses)
 
 
 def donor_for(
@@ -87,7 +125,29 @@ def roc(planted: NDArray[np.float64], clean: NDArray[np.float64]) -> tuple[float
     return float(wins), float((planted > np.quantile(clean, 1 - FALSE_WANTED)).mean())
 
 
-def tables(cases: list[Case], clean: NDArray[np.float64], perfect: NDArray[np.float64]) -> list[Table]:
+def figures(run: Run) -> Figures:
+    """As a document has them; ``main`` says the same in one sentence."""
+    return Figures(
+        tables(run),
+        [
+            verdict(
+                run.caught >= CAUGHT_WANTED,
+                f"planted: {run.caught:.1%} are caught (wanted {CAUGHT_WANTED:.0%})",
+            ),
+            verdict(
+                run.false <= FALSE_WANTED,
+                f"planted: {run.false:.1%} of clean tiles raise an alarm (wanted at most {FALSE_WANTED:.0%})",
+            ),
+            verdict(
+                run.loss <= LOSS_WANTED,
+                f"planted: mended regions are {run.loss:+.2f} dB below the base's own in the mean (wanted at most "
+                f"{LOSS_WANTED:g}); {run.short} of {len(run.cases)} more than that",
+            ),
+        ],
+    )
+
+
+def tables(run: Run) -> list[Table]:
     caught = Table(title="planted, by kind and side", title_justify="left")
     for name in (
         "kind",
@@ -104,15 +164,15 @@ def tables(cases: list[Case], clean: NDArray[np.float64], perfect: NDArray[np.fl
         caught.add_column(name, justify="left" if name == "kind" else "right")
     for kind in KINDS:
         for side in (*SIDES, None):
-            own = [c for c in cases if c.kind == kind and side in (None, c.side)]
+            own = [c for c in run.cases if c.kind == kind and side in (None, c.side)]
             if own:
                 caught.add_row(*_row(kind, str(side or "all"), own), end_section=side is None)
-    caught.add_row(*_row("all", "", cases), style="bold")
+    caught.add_row(*_row("all", "", run.cases), style="bold")
     curve = Table(title="ROC: planted against clean", title_justify="left")
     for name in ("clean tiles", "tiles", "false alarms", "AUC", "caught at 2 % false"):
         curve.add_column(name, justify="left" if name == "clean tiles" else "right")
-    scores = np.array([c.alarm for c in cases])
-    for name, values in (("of the bundled model", clean), ("of a perfect model", perfect)):
+    scores = np.array([c.alarm for c in run.cases])
+    for name, values in (("of the bundled model", run.clean), ("of a perfect model", run.perfect)):
         area, at = roc(scores, values)
         curve.add_row(name, str(len(values)), f"{(values >= 1).mean():.1%}", f"{area:.4f}", f"{at:.1%}")
     return [caught, curve]
@@ -134,15 +194,8 @@ def sheet(rows: list[list[Pixels]]) -> Image.Image:
     return Image.fromarray(whole).resize((whole.shape[1] * ENLARGED, whole.shape[0] * ENLARGED), 0)
 
 
-@click.command(help=(__doc__ or "").split("\n\n")[0])
-@click.option("--photos", multiple=True, default=PHOTOS, help="Of scikit-image, or files.")
-@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1))
-@click.option(
-    "--each", default=6, show_default=True, help="Tiles per kind, side, seed.", type=click.IntRange(1)
-)
-@click.option("--sheet", "sheet_path", type=click.Path(path_type=Path), help="Truth, base, planted, mended.")
-@click.option("--check", is_flag=True, help="Exit with 1 where a figure falls short.")
-def main(photos: tuple[str, ...], seeds: int, each: int, sheet_path: Path | None, check: bool) -> None:
+def run(photos: tuple[str, ...], seeds: int, each: int) -> Run:
+    """Plant ``each`` of every kind and side, by every seed."""
     plantings: list[Planting] = []
 
     def model(denoiser: object) -> Planting:
@@ -156,9 +209,9 @@ def main(photos: tuple[str, ...], seeds: int, each: int, sheet_path: Path | None
         clean = np.array([alarm for alarms in lively for alarm in alarms.values()])
         perfect = np.array(
             [
-                _alarm_of_truth(*each, tile)
-                for *each, t in zip(opened, plantings, lively, strict=True)
-                for tile in t
+                _alarm_of_truth(*model_of, tile)
+                for *model_of, known in zip(opened, plantings, lively, strict=True)
+                for tile in known
             ]
         )
         for seed in range(seeds):
@@ -178,23 +231,33 @@ def main(photos: tuple[str, ...], seeds: int, each: int, sheet_path: Path | None
                             continue
                         case, pictures = planted_case(bench, plantings[which], tile, plant)
                         cases.append(case)
-                        if seed == 0 and len(cases) % each == 1:
+                        if seed == 0 and (len(cases) - 1) % each == 0:
                             rows.append(pictures)
+    return Run(cases, clean, perfect, rows)
+
+
+@click.command(help=(__doc__ or "").split("\n\n")[0])
+@click.option("--photos", multiple=True, default=PHOTOS, help="Of scikit-image, or files.")
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--each", default=EACH, show_default=True, help="Tiles per kind, side, seed.", type=click.IntRange(1)
+)
+@click.option("--sheet", "sheet_path", type=click.Path(path_type=Path), help="Truth, base, planted, mended.")
+@click.option("--check", is_flag=True, help="Exit with 1 where a figure falls short.")
+def main(photos: tuple[str, ...], seeds: int, each: int, sheet_path: Path | None, check: bool) -> None:
+    found = run(photos, seeds, each)
     console = Console(width=120)
-    for table in tables(cases, clean, perfect):
+    for table in tables(found):
         console.print(table)
-    caught = float(np.mean([c.alarm >= 1 for c in cases]))
-    false = float((clean >= 1).mean())
-    loss = float(np.mean([c.base - c.mended for c in cases]))
-    short = [c.base - c.mended for c in cases if c.base - c.mended > LOSS_WANTED]
     console.print(
-        f"caught {caught:.1%} (wanted {CAUGHT_WANTED:.0%}) at {false:.1%} false alarms (at most {FALSE_WANTED:.0%}); "
-        f"planted regions {loss:+.2f} dB below the base's own in the mean (at most {LOSS_WANTED:g}); "
-        f"{len(short)} of {len(cases)} more than that"
+        f"caught {found.caught:.1%} (wanted {CAUGHT_WANTED:.0%}) at {found.false:.1%} false alarms (at most "
+        f"{FALSE_WANTED:.0%}); planted regions {found.loss:+.2f} dB below the base's own in the mean (at most "
+        f"{LOSS_WANTED:g}); {found.short} of {len(found.cases)} more than that"
     )
     if sheet_path:
-        sheet(rows).save(sheet_path)
-    if check and not (caught >= CAUGHT_WANTED and false <= FALSE_WANTED and loss <= LOSS_WANTED):
+        sheet(found.rows).save(sheet_path)
+    good = found.caught >= CAUGHT_WANTED and found.false <= FALSE_WANTED and found.loss <= LOSS_WANTED
+    if check and not good:
         sys.exit(1)
 
 

@@ -15,14 +15,16 @@ from quality import photograph, reduced
 
 from dino_ray.config import UpscaleConfig
 from dino_ray.diffusion.denoiser import Denoiser
+from dino_ray.engine.bands import UINT16_MAX
 from dino_ray.engine.protocol import Guide, ImageTask, TileCall
-from dino_ray.engine.replica import UINT16_MAX, Replica
+from dino_ray.engine.replica import Replica
 from dino_ray.fidelity.record import TileFidelity
 from dino_ray.job import image_task
+from dino_ray.loaders import replica_spec
 from dino_ray.raster.canvas import Canvas
 from dino_ray.raster.source import ingest_array
 from dino_ray.request import check_array
-from dino_ray.resolve import replica_spec, resolve
+from dino_ray.resolve import resolve
 
 Pixels = NDArray[np.float32]
 

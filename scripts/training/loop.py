@@ -1,4 +1,8 @@
-"""One training loop for every stage: seeded by step, checkpointed, resumable to the bit."""
+"""One training loop for every stage: seeded by step, checkpointed, resumable to the bit.
+
+Where several processes train together (``torch.distributed``), each runs it, with randomness of its own; the first one
+keeps the log and the checkpoint, from which all of them go on.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.distributed
 
 WARM_UP_STEPS = 50
 """Steps in which the learning rate rises, and at whose end a budget in minutes becomes a number of steps."""
@@ -81,38 +87,58 @@ def train(
 ) -> int:
     """Run ``step_once`` until the budget is spent; returns the number of steps done.
 
-    ``state`` is what a checkpoint holds. Each step has generators of its own, seeded by (seed, stage, step).
+    ``state`` is what a checkpoint holds. Each step has generators of its own, seeded by (seed, stage, step), and of one
+    of several processes also by its number.
     """
+    rank = _rank()
     stage.work_dir.mkdir(parents=True, exist_ok=True)
     step, total, elapsed = 0, stage.budget.steps, 0.0
     if stage.resume and stage.checkpoint.exists():
-        saved = torch.load(stage.checkpoint, weights_only=True)
+        saved = torch.load(stage.checkpoint, map_location="cpu", weights_only=True)
         for name, part in state.items():
             part.load_state_dict(saved["state"][name])
         step, total, elapsed = saved["step"], saved["total"], saved["elapsed"]
-    else:
+    elif rank == 0:
         stage.log.unlink(missing_ok=True)
     began = time.monotonic() - elapsed
-    saved_at, sums = time.monotonic(), dict[str, float]()
+    saved_at, sums, taken = time.monotonic(), dict[str, float](), list[float]()
     while total is None or step < total:
         if stage.stop_after is not None and step >= stage.stop_after:
             break
-        key = (stage.seed, sum(stage.name.encode()), step)
+        key = (stage.seed, sum(stage.name.encode()), step, *((rank,) if rank else ()))
         torch.manual_seed(np.random.SeedSequence(key).generate_state(1, np.uint64)[0].item())
         moment = Moment(step, step / total if total else 0.0, np.random.default_rng(key))
+        started = time.monotonic()
         for name, value in step_once(moment).items():
             sums[name] = sums.get(name, 0.0) + value / LOG_EVERY
         step += 1
+        if total is None:
+            taken.append(time.monotonic() - started)
         if total is None and step >= WARM_UP_STEPS:
-            total = _steps_in(stage.budget, (time.monotonic() - began) / step)
-        if step % LOG_EVERY == 0:
+            total = _agreed(_steps_in(stage.budget, median(taken)))
+        if step % LOG_EVERY == 0 and rank == 0:
             _log(stage, step, total, time.monotonic() - began, sums)
             sums = {}
-        if time.monotonic() - saved_at > SAVE_EVERY_S:
+        if time.monotonic() - saved_at > SAVE_EVERY_S and rank == 0:
             _save(stage, state, step, total, time.monotonic() - began)
             saved_at = time.monotonic()
-    _save(stage, state, step, total, time.monotonic() - began)
+    if rank == 0:
+        _save(stage, state, step, total, time.monotonic() - began)
     return step
+
+
+def _rank() -> int:
+    """Number of this process among those that train together; 0 where it is alone."""
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def _agreed(steps: int) -> int:
+    """The first process's number of steps: each has timed its own, and all must end with the same one."""
+    if not torch.distributed.is_initialized():
+        return steps
+    first = [steps]
+    torch.distributed.broadcast_object_list(first)
+    return first[0]
 
 
 def _steps_in(budget: Budget, seconds_per_step: float) -> int:

@@ -9,7 +9,7 @@ from diffusers import FluxTransformer2DModel
 
 from dino_ray.diffusion import bundled
 from dino_ray.diffusion.bundled.latents import BlockDct
-from dino_ray.diffusion.bundled.model import _Context
+from dino_ray.diffusion.context import lay_out
 from dino_ray.diffusion.denoiser import Conditioning, DinoTokens
 from dino_ray.diffusion.sampler import sample
 from dino_ray.errors import UsageError
@@ -111,7 +111,7 @@ def test_strength_fades_tokens_out_to_no_tokens(model, tile):
 
 def test_a_token_sits_where_its_patch_is():
     """Positions are those of the image tokens that a DINO token covers: 4 × 4 of them under 2 × 2."""
-    context = _Context.of(DinoTokens(torch.zeros(1, 2, 2, 8), 1.0), 1, (4, 4), 8, torch.device("cpu"))
+    context = lay_out(torch.zeros(1, 0, 8), DinoTokens(torch.zeros(1, 2, 2, 8), 1.0), (4, 4))
     assert context.positions.tolist() == [[1, 0.5, 0.5], [1, 0.5, 2.5], [1, 2.5, 0.5], [1, 2.5, 2.5]]
 
 

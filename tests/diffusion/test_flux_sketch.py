@@ -61,7 +61,7 @@ def forbidden(*args: Any, **kwargs: Any) -> Any:
 def test_guidance_looks_through_the_small_decoder_and_never_through_the_vae(
     with_tiny: str, dtype: str
 ) -> None:
-    model = loading.load(with_tiny, "cpu", dtype, guided=True)
+    model = loading.load(with_tiny, "cpu", dtype, sketch=loading.find_sketch(with_tiny))
     model._vae.decode = forbidden
     once = steered(model)
     assert torch.isfinite(once).all()
@@ -79,7 +79,8 @@ def test_guidance_looks_through_the_small_decoder_and_never_through_the_vae(
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_without_one_guidance_looks_through_the_vae(plain: str, dtype: str) -> None:
-    model = loading.load(plain, "cpu", dtype, guided=True)
+    assert loading.find_sketch(plain) is None
+    model = loading.load(plain, "cpu", dtype)
     once = steered(model)
     assert torch.isfinite(once).all()
     assert (once != latents(2)).any()
@@ -94,11 +95,11 @@ def test_a_model_that_is_not_guided_loads_none(with_tiny: str) -> None:
 def test_a_small_decoder_of_other_latents_is_refused(tmp_path: Path) -> None:
     folder = add_tiny_vae(make_tiny_flux(tmp_path / "model", text=False), latent_channels=4)
     with pytest.raises(JobError, match=r"tiny_vae: its latents have 4 channels, those of model 16"):
-        loading.load(str(folder), "cpu", "float32", guided=True)
+        loading.load(str(folder), "cpu", "float32", sketch=loading.find_sketch(str(folder)))
 
 
 def test_a_small_decoder_without_weights_is_not_made_up(tmp_path: Path) -> None:
     folder = add_tiny_vae(make_tiny_flux(tmp_path / "model", text=False))
     (folder / "tiny_vae" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(JobError, match="tiny_vae: can't be loaded"):
-        loading.load(str(folder), "cpu", "float32", guided=True)
+        loading.load(str(folder), "cpu", "float32", sketch=loading.find_sketch(str(folder)))

@@ -19,8 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dino_ray.dino.features import FeatureLevel, FeatureMap
+from dino_ray.engine.bands import LastRead
 from dino_ray.engine.protocol import Guide, ImageTask, ReplicaSpec, TileCall
-from dino_ray.engine.replica import Cancelled, LastRead, OutOfMemory, Replica, peak_rss_mb
+from dino_ray.engine.replica import Cancelled, OutOfMemory, Replica, peak_rss_mb
 from dino_ray.engine.thrift import LEAST_STRIP, Thrift, is_out_of_memory
 from dino_ray.plan.geometry import Rect
 from dino_ray.upsample import Lanczos

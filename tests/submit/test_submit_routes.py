@@ -65,6 +65,14 @@ def test_a_folder_of_this_machine_is_no_model_of_the_clusters(tmp_path: Path) ->
     assert for_cluster({"model": "flux-schnell"}, Means(), ["a.png"])["model"] == "flux-schnell"
 
 
+def test_an_adapter_has_to_be_seen_by_the_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match=r"--dino-adapter .*is a file of this machine"):
+        for_cluster({"dino_adapter": str(tmp_path / "a.safetensors")}, Means(), ["a.png"])
+    monkeypatch.chdir(tmp_path)
+    seen = for_cluster({"dino_adapter": "a.safetensors"}, Means((str(tmp_path),)), ["a.png"])
+    assert seen["dino_adapter"] == str(tmp_path / "a.safetensors")
+
+
 def test_a_job_folder_of_this_machine_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--job-dir"):
         for_cluster({"job_dir": str(tmp_path)}, Means(), ["a.png"])

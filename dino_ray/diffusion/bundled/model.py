@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import math
+import copy
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from dino_ray.diffusion.adapter import Adapter, adapted
+from dino_ray.diffusion.adapter_file import AdapterFacts
 from dino_ray.diffusion.bundled.latents import BlockDct
 from dino_ray.diffusion.bundled.spec import Spec
+from dino_ray.diffusion.context import lay_out
 from dino_ray.diffusion.denoiser import Conditioning, Description, DinoTokens
 from dino_ray.diffusion.families.flux import pack, position_ids, unpack
 from dino_ray.diffusion.families.flux_config import PATCH
 from dino_ray.errors import UsageError
-
-DINO_AXIS = 1.0
-"""First rotary coordinate of DINO tokens; image tokens have 0, so that attention can tell the two apart."""
 
 
 class BundledDenoiser:
@@ -35,13 +35,15 @@ class BundledDenoiser:
     def __init__(self, transformer: Any, spec: Spec) -> None:
         self._transformer = transformer
         self._spec = spec
+        self._description = spec.description()
+        self._adapter: Adapter | None = None
         device = self.device
         mean, std = (torch.tensor(v, device=device) for v in (spec.latent_mean, spec.latent_std))
         self.latents = BlockDct(spec.latent_scale, mean, std)
 
     @property
     def description(self) -> Description:
-        return self._spec.description()
+        return self._description
 
     @property
     def device(self) -> torch.device:
@@ -85,65 +87,37 @@ class BundledDenoiser:
         """Nothing: it has no VAE, and its transformer is small."""
         return None
 
+    def adapted(self, adapter: Adapter, facts: AdapterFacts) -> BundledDenoiser:
+        """The same model, with what ``adapter`` makes of DINO tokens in the place of the tokens themselves."""
+        other = copy.copy(self)
+        other._adapter, other._description = adapter, facts.applied_to(self._description)
+        return other
+
     def velocity(self, x: Tensor, sigmas: Tensor, dino: DinoTokens | None) -> Tensor:
         """What the transformer says at ``x`` (B, C, h, w) and noise levels ``sigmas`` (B,); float32."""
-        h, w = x.shape[2:]
-        dtype = self._transformer.dtype
+        batch, _, h, w = x.shape
+        dtype, device = self._transformer.dtype, self.device
         rows, cols = h // PATCH, w // PATCH
-        context = _Context.of(dino, len(x), (rows, cols), self._spec.dino_dim, self.device)
+        dino = adapted(dino, self._adapter, device)
+        no_text = torch.zeros(batch, 0, self._spec.dino_dim, device=device, dtype=dtype)
+        context = lay_out(no_text, dino, (rows, cols))
         velocity: Tensor = self._transformer(
-            hidden_states=pack(x).to(self.device, dtype),
+            hidden_states=pack(x).to(device, dtype),
             timestep=sigmas,
-            pooled_projections=context.pooled.to(dtype),
-            encoder_hidden_states=context.tokens.to(dtype),
+            pooled_projections=self._pooled(dino, batch).to(dtype),
+            encoder_hidden_states=context.tokens,
             txt_ids=context.positions,
-            img_ids=position_ids(rows, cols, self.device),
-            joint_attention_kwargs=context.attention(rows * cols, dtype),
+            img_ids=position_ids(rows, cols, device),
+            joint_attention_kwargs=context.attention(rows * cols),
             return_dict=False,
         )[0]
         return unpack(velocity.float(), h, w)
 
-
-class _Context:
-    """DINO tokens in the place of FLUX's text: a sequence, its positions, a pooled vector, and a bias."""
-
-    def __init__(self, tokens: Tensor, positions: Tensor, pooled: Tensor, strength: float) -> None:
-        self.tokens, self.positions, self.pooled, self._strength = tokens, positions, pooled, strength
-
-    @classmethod
-    def of(
-        cls, dino: DinoTokens | None, batch: int, grid: tuple[int, int], dim: int, device: torch.device
-    ) -> _Context:
-        """``grid``: (rows, cols) of image tokens, over which the DINO tokens are spread evenly."""
+    def _pooled(self, dino: DinoTokens | None, batch: int) -> Tensor:
+        """(B, width): the tokens' mean, scaled by strength so that strength 0 and no tokens are one and the same."""
         if dino is None:
-            empty = torch.zeros(batch, 0, dim, device=device)
-            return cls(empty, torch.zeros(0, 3, device=device), torch.zeros(batch, dim, device=device), 1.0)
-        if dino.features.shape[-1] != dim:
-            raise ValueError(
-                f"DINO tokens of {dino.features.shape[-1]} channels; the model was trained on {dim}"
-            )
-        features = dino.features.to(device, torch.float32)
-        rows, cols = features.shape[1:3]
-        positions = torch.zeros(rows, cols, 3, device=device)
-        positions[..., 0] = DINO_AXIS
-        positions[..., 1] = _centres(rows, grid[0], device)[:, None]
-        positions[..., 2] = _centres(cols, grid[1], device)[None, :]
-        tokens = features.flatten(1, 2)
-        # Scaled by strength so that strength 0 and no tokens are one and the same.
-        return cls(tokens, positions.reshape(-1, 3), dino.strength * tokens.mean(1), dino.strength)
-
-    def attention(self, image_tokens: int, dtype: torch.dtype) -> dict[str, Tensor]:
-        """For the attention processors: ``log(strength)`` on the logits of DINO keys, which come first."""
-        if self._strength == 1.0 or self.tokens.shape[1] == 0:
-            return {}
-        bias = torch.zeros(self.tokens.shape[1] + image_tokens, device=self.tokens.device, dtype=dtype)
-        bias[: self.tokens.shape[1]] = math.log(self._strength)
-        return {"attention_mask": bias.view(1, 1, 1, -1)}
-
-
-def _centres(tokens: int, extent: int, device: torch.device) -> Tensor:
-    """Centres of ``tokens`` equal spans over ``extent`` image tokens, in the units of their positions."""
-    return (torch.arange(tokens, device=device) + 0.5) * extent / tokens - 0.5
+            return torch.zeros(batch, self._spec.dino_dim, device=self.device)
+        return dino.strength * dino.features.flatten(1, 2).mean(1)
 
 
 def load_model(spec: Spec, device: str, dtype: str) -> BundledDenoiser:

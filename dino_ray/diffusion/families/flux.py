@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from dino_ray.diffusion.adapter import Adapter, adapted
+from dino_ray.diffusion.adapter_file import AdapterFacts
+from dino_ray.diffusion.context import lay_out
 from dino_ray.diffusion.denoiser import Conditioning, Description
 from dino_ray.diffusion.families.flux_config import PATCH, Schedule
 from dino_ray.errors import JobError
@@ -73,6 +77,7 @@ class FluxDenoiser:
         self._tiny_vae = None if tiny_vae is None else tiny_vae.eval().requires_grad_(False)
         self._schedule = schedule
         self._description = description
+        self._adapter: Adapter | None = None
         self._vae_shift = float(vae.config.shift_factor or 0.0)
         self._vae_scale = float(vae.config.scaling_factor)
 
@@ -124,19 +129,22 @@ class FluxDenoiser:
         ValueError
             Where the conditioning is not what the description asks for.
         """
-        if conditioning.dino is not None:
-            raise ValueError(f"{self._description.name} takes no DINO tokens")
+        if conditioning.dino is not None and self._adapter is None:
+            raise ValueError(f"{self._description.name} takes no DINO tokens without an adapter")
         batch, _, h, w = x.shape
         dtype, device = self._transformer.dtype, self.device
+        rows, cols = h // PATCH, w // PATCH
         prompt = self._text(conditioning, "prompt_embeds").expand(batch, -1, -1)
+        context = lay_out(prompt, adapted(conditioning.dino, self._adapter, device), (rows, cols))
         velocity: Tensor = self._transformer(
             hidden_states=pack(x).to(device, dtype),
             timestep=torch.full((batch,), sigma, device=device),
             guidance=self._guidance(conditioning, batch),
             pooled_projections=self._text(conditioning, "pooled_prompt_embeds").expand(batch, -1),
-            encoder_hidden_states=prompt,
-            txt_ids=torch.zeros(prompt.shape[1], 3, device=device),
-            img_ids=position_ids(h // PATCH, w // PATCH, device),
+            encoder_hidden_states=context.tokens,
+            txt_ids=context.positions,
+            img_ids=position_ids(rows, cols, device),
+            joint_attention_kwargs=context.attention(rows * cols),
             return_dict=False,
         )[0]
         return x - sigma * unpack(velocity.float(), h, w)
@@ -155,6 +163,16 @@ class FluxDenoiser:
         vae.tile_sample_min_size = side
         vae.tile_latent_min_size = side // self._description.latent_scale
         return f"VAE tiling of {side} px"
+
+    def adapted(self, adapter: Adapter, facts: AdapterFacts) -> FluxDenoiser:
+        """The same model, attending to what ``adapter`` makes of DINO tokens as it does to text.
+
+        Where gradients are asked for, activations are computed again on the way back: those of 57 blocks fill a GPU.
+        """
+        self._transformer.enable_gradient_checkpointing()
+        other = copy.copy(self)
+        other._adapter, other._description = adapter, facts.applied_to(self._description)
+        return other
 
     def _text(self, conditioning: Conditioning, name: str) -> Tensor:
         if name not in conditioning.text:

@@ -154,3 +154,8 @@ def describe(
 def text_tokens(transformer: Mapping[str, Any]) -> int:
     """Length of the T5 sequence that a transformer of this config was trained with."""
     return GUIDED_TEXT_TOKENS if transformer.get("guidance_embeds", False) else DISTILLED_TEXT_TOKENS
+
+
+def text_width(transformer: Mapping[str, Any]) -> int:
+    """Channels of the text tokens that a transformer of this config takes; FLUX.1's are T5's."""
+    return int(transformer.get("joint_attention_dim", 4096))

@@ -1,0 +1,71 @@
+"""How each replica gets the models that some settings need: calls that travel, and are made where the replica lives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING
+
+from dino_ray.config import UpscaleConfig
+from dino_ray.resolve import Settings
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from dino_ray.diffusion.denoiser import Denoiser
+    from dino_ray.dino.loading import Dino
+    from dino_ray.engine.protocol import ReplicaSpec
+    from dino_ray.upsample import Upsampler
+
+DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""The command line's short names to torch's."""
+
+
+def replica_spec(config: UpscaleConfig, settings: Settings) -> ReplicaSpec:
+    """How each replica loads the models that these settings need."""
+    from dino_ray.engine.protocol import ReplicaSpec
+
+    model, device = config.model, config.device
+    takes_text = settings.model is not None and settings.model.takes_text
+    return ReplicaSpec(
+        upsampler=partial(_load_upsampler, settings.base, device),
+        denoiser=partial(_load_denoiser, model, device, config.dtype, settings.dino_adapter, settings.sketch)
+        if settings.model
+        else None,
+        dino=partial(_load_dino, settings.dino, device) if settings.dino else None,
+        text=partial(_encode_text, model, device, config.dtype) if takes_text else None,
+        threads=config.threads,
+        torch=settings.model is not None or settings.base == "net",
+    )
+
+
+def _load_upsampler(base: str, device: str) -> Upsampler:
+    from dino_ray import upsample
+
+    if base == "lanczos":
+        return upsample.Lanczos()
+    from dino_ray.diffusion.loading import pick_device
+
+    return upsample.load_net(pick_device(device))
+
+
+def _load_denoiser(model: str, device: str, dtype: str, adapter: str | None, sketch: str | None) -> Denoiser:
+    from dino_ray.diffusion import loading
+
+    return loading.load(model, device, DTYPES[dtype], adapter, sketch=sketch)
+
+
+def _load_dino(name: str, device: str) -> Dino:
+    from dino_ray.diffusion.loading import pick_device
+    from dino_ray.dino import loading
+
+    return loading.load(name, pick_device(device))
+
+
+def _encode_text(model: str, device: str, dtype: str, prompt: str) -> Mapping[str, np.ndarray]:
+    from dino_ray.diffusion import loading
+
+    return {
+        name: value.numpy()
+        for name, value in loading.encode_text(model, prompt, device, DTYPES[dtype]).items()
+    }

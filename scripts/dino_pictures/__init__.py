@@ -1,0 +1,1 @@
+"""What make_dino_pictures.py draws its pictures with."""
