@@ -29,6 +29,7 @@ from dino_ray.engine.protocol import (
     Timings,
 )
 from dino_ray.errors import DinoRayError, UsageError
+from dino_ray.fidelity.summary import Ledger
 from dino_ray.jobfolder import Existing, forget
 from dino_ray.loaders import replica_spec
 from dino_ray.opening import Job, ahead, is_shared, note_of, open_job
@@ -177,7 +178,7 @@ def _upscale(job: Job, settings: Settings, engine_room: _EngineRoom, listen: Lis
         listen(StageStarted("tiles"))
         listen(drive(engine, task, guide, _noting(job, engine_room, listen), cells_done=done))
         if settings.dino is not None and settings.dino_strength > 0:
-            listen(_measure_dino(engine, task, guide))
+            listen(_measure_dino(engine, task, guide, job.findings.ledger))
     else:
         listen(ImageStarted(image.info.name, image.grid, 0, Timings(), len(done)))
         listen(DriveDone(0, 0, {}))
@@ -209,8 +210,12 @@ _TASK_SETTINGS = (
 """Settings that a tile's pixels depend on, by the same name in ``Settings`` and ``ImageTask``."""
 
 
-def _measure_dino(engine: Engine, task: ImageTask, guide: Handle) -> DinoEffect:
-    tile = task.grid.n_tiles // 2
+def _measure_dino(engine: Engine, task: ImageTask, guide: Handle, ledger: Ledger) -> DinoEffect:
+    """On a tile near the middle; where one is flat, or its model fails, DINO does nothing."""
+    middle = task.grid.n_tiles // 2
+    tile = ledger.drawn_near(middle)
+    if tile is None:
+        return DinoEffect(middle, 0.0, 0.0)
     try:
         return engine.dino_effect(engine.share(task), guide, tile)
     except DinoRayError as error:  # a measurement is not worth the image

@@ -57,6 +57,20 @@ def test_dino_strength_changes_pixels_and_the_report_says_how_much(face: np.ndar
     assert (results[1] != results[2]).any()
 
 
+def test_the_effect_of_dino_is_measured_where_the_model_was_asked(face: np.ndarray) -> None:
+    framed = np.pad(reduced(face)[:48, :48], ((0, 192), (0, 192), (0, 0)), constant_values=90)
+    _, report = dino_ray.upscale(framed, tile=96, overlap=32, **HERE)
+    assert report.fidelity is not None
+    tiles = {row["tile"]: row["action"] for row in report.fidelity["tiles"]}
+    assert tiles[len(tiles) // 2] == "skipped"
+    assert report.dino is not None
+    assert tiles[report.dino["probe_tile"]] == "accepted"
+    assert report.dino["effect"] > 0
+    _, blank = dino_ray.upscale(np.full((40, 40, 3), 90, np.uint8), **HERE)
+    assert blank.dino is not None
+    assert blank.dino["effect"] == 0
+
+
 def test_another_images_features_change_the_pixels(face: np.ndarray, tmp_path: Path) -> None:
     """The tokens are read, not only counted: same tile, same noise, features of another photograph."""
     from dataclasses import replace

@@ -112,6 +112,12 @@ class Ledger:
         values: NDArray[np.float64] = known[~np.isnan(known)]
         return values
 
+    def drawn_near(self, tile: int) -> int | None:
+        """Of the tiles that show what the model made, the one whose number is nearest; None: there is none."""
+        shown = [1 + ACTIONS.index(action) for action in ("accepted", "blended", "retried")]
+        tiles: list[int] = np.flatnonzero(np.isin(self.actions, shown)).tolist()
+        return min(tiles, key=lambda other: (abs(other - tile), other), default=None)
+
     def worst(self, count: int) -> list[int]:
         """Tiles that were verified, by alarm, highest first, then by the lowest of their cosines."""
         rows = self._rows

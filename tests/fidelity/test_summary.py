@@ -130,6 +130,16 @@ def test_the_worst_come_first_by_alarm_and_then_by_their_worst_patch() -> None:
     assert ledger.worst(2) == [1, 2]
 
 
+def test_a_tile_that_shows_the_models_work_is_found_near_another() -> None:
+    ledger = Ledger(GRID.n_tiles)
+    assert ledger.drawn_near(0) is None
+    for tile, action in enumerate(ACTIONS):
+        ledger.note(TileFidelity(tile, action))
+    shown = {"accepted", "blended", "retried"}
+    assert [ledger.drawn_near(tile) for tile, action in enumerate(ACTIONS) if action in shown] == [0, 1, 2]
+    assert ledger.drawn_near(GRID.n_tiles) == 2
+
+
 def test_of_very_many_tiles_the_worst_are_listed_and_the_rest_is_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
