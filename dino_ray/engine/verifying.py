@@ -30,6 +30,9 @@ TOO_LARGE = 0.4
 """Drifted share of a tile from which on it is made again, rather than mended in place."""
 HOPELESS = 0.75
 """Drifted share from which on nothing but the base is left to show."""
+MENDINGS = 8
+"""Rounds of mending, each of which finds the area too small; one is enough as a rule. What does not come to rest by
+then is not worth the looks of DINO that it takes."""
 FARTHEST = 10.0
 """What a pixel, nominally in [0, 1], may come to in absolute value. Beyond it, or where it is no number, a model's
 arithmetic has failed, and what is made of such a tile would spread over all of it."""
@@ -147,7 +150,7 @@ def _mended(pixels: Tensor, base: Tensor, reference: Reference, drift: Drift, al
     from dino_ray.fidelity.mend import blend, mask_around
 
     area = drift.drifted()
-    while True:
+    for _ in range(MENDINGS):
         if float(area.mean()) > HOPELESS:
             return None
         mended = blend(pixels, base, mask_around(area))
@@ -159,6 +162,7 @@ def _mended(pixels: Tensor, base: Tensor, reference: Reference, drift: Drift, al
         if bool((wider == area).all()):
             return None
         area = wider
+    return None
 
 
 def _reference(dino: Dino | None, base: Tensor, guide: Guide) -> tuple[Reference | None, float]:

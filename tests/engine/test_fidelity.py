@@ -15,11 +15,13 @@ import torch
 from fakes import Hungry, Shade, make_task
 from painters import Blast, Painter, Wreck, bundled_dino, painting, picture
 
+from dino_ray.dino.calibration import Calibration
 from dino_ray.dino.features import FeatureLevel
 from dino_ray.engine.drive import drive
 from dino_ray.engine.local import LocalEngine
 from dino_ray.engine.protocol import Engine, Guide, ImageTask, ReplicaSpec, TileCall, TilesDone
 from dino_ray.engine.replica import Cancelled, OutOfMemory, Replica
+from dino_ray.engine.verifying import MENDINGS
 from dino_ray.fidelity.mend import FEATHER, REACH
 from dino_ray.fidelity.record import HEAT_ALARM, TileFidelity
 from dino_ray.plan.geometry import Scaling, make_grid
@@ -173,6 +175,34 @@ def test_what_is_no_number_is_kept_out_of_the_result_and_of_its_neighbours(
         if not wrecked[i]:
             assert records[i] == faithful[i]
         json.dumps(records[i].to_dict(), allow_nan=False)
+
+
+class Restless:
+    """Sees the same in all pictures, but for one patch, which is another one each time, far from the last ones."""
+
+    name, patch, dim = "restless", 8, 2
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        rows, cols = (side // 8 for side in pixels.shape[-2:])
+        tokens = torch.ones(1, rows, cols, 2)
+        row, col = divmod(self.looks, 5)
+        tokens[:, 2 + 5 * row, 2 + 5 * col, 0] = -1
+        self.looks += 1
+        return tokens
+
+
+def test_mending_that_does_not_come_to_rest_ends(tmp_path: Path) -> None:
+    task = judged_task(tmp_path, tile=192)
+    restless = Restless()
+    replica = replica_of(Painter(), dino=lambda: restless)
+    guide = Guide(calibration=Calibration(dead_band=0.0, alarm=1e-6, structure=(0.1, 0.2), pictures=4))
+    _, timings = replica.refine(task, guide, TileCall(1, (0,)))
+    assert timings.fidelity[0].action == "kept"
+    lattices = 2
+    assert restless.looks <= lattices * (1 + 1 + MENDINGS + 1)  # the base, the tile, each round, what is kept
 
 
 # ---- batches
