@@ -230,7 +230,7 @@ def planted(scope: Scope) -> Figures:
 FULL_EVERY = 3
 """Of the tiles of a full run, one in so many is measured."""
 
-ADAPTER_STEPS = 150
+ADAPTER_STEPS = 200
 """Enough to tell right tokens from wrong ones: minutes per seed."""
 
 MeasureSection = Callable[[Scope], Figures]
