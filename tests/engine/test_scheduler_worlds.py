@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from worlds import Habits, World, poisoned
+from worlds import Habits, Stopped, World, poisoned, square
 
 from dino_ray.engine.protocol import TilesDone, TilesLost, TilesStarted
 from dino_ray.engine.scheduler import CALLS_PER_REPLICA
@@ -140,3 +141,11 @@ def test_a_lost_call_is_told_as_lost_and_counted(grid: Grid, pool: list[float], 
     world = World(grid, pool, seed, Habits(dies=0.1, raises=0.05))
     world.run()
     assert world.scheduler.summary().retries == len(world.heard(TilesLost))
+
+
+def test_a_model_that_raises_wherever_it_is_asked_ends_the_job_however_much_is_flat() -> None:
+    grid = square(100)
+    flat = frozenset(range(60))
+    habits = Habits(flat=flat, raisers=frozenset(range(grid.n_tiles)) - flat)
+    with pytest.raises(Stopped, match="the model fails on every tile"):
+        World(grid, [1.0] * 2, habits=habits).run()

@@ -175,9 +175,9 @@ class Scheduler:
         if flight is None:
             return [TilesSpare(done.call, done.replica)]
         place, piece = flight.place, flight.piece
-        at_work = flight.since is not None
+        at_work, made = flight.since is not None, _tiles_made(done)
         if at_work:
-            self._pool.learn(flight, _tiles_made(done), now)
+            self._pool.learn(flight, made, now)
             self._blame.worked(piece.record)
         self._calls.land(flight, now)
         place.raised.clear()
@@ -188,7 +188,7 @@ class Scheduler:
             return [TilesSpare(done.call, done.replica)]
         self._guard.progress(now)
         self._blame.finished(piece.record)
-        self._refined += kept if piece.refine else 0
+        self._refined += kept if made else 0
         self._calls.cancel_all(piece)
         return [done]
 
