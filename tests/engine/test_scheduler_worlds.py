@@ -149,3 +149,23 @@ def test_a_model_that_raises_wherever_it_is_asked_ends_the_job_however_much_is_f
     habits = Habits(flat=flat, raisers=frozenset(range(grid.n_tiles)) - flat)
     with pytest.raises(Stopped, match="the model fails on every tile"):
         World(grid, [1.0] * 2, habits=habits).run()
+
+
+def test_flat_tiles_are_no_witnesses_against_one_that_is_hit_from_outside() -> None:
+    """They pass between two kills, whoever is killed."""
+    grid = square(100)
+    world = World(grid, [1.0], habits=Habits(tile_s=70.0, flat=frozenset(range(1, 90))))
+    kills = 3
+
+    def strike() -> None:
+        nonlocal kills
+        calls = world.actors[0].calls
+        if kills and calls and calls[0][0].tiles == (0,):
+            kills -= 1
+            world.die(0, "died", "killed")
+        world.at(20.0, strike)
+
+    world.at(20.0, strike)
+    world.run()
+    assert not kills
+    assert not poisoned(world)

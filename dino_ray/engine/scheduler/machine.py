@@ -178,7 +178,10 @@ class Scheduler:
         at_work, made = flight.since is not None, _tiles_made(done)
         if at_work:
             self._pool.learn(flight, made, now)
-            self._blame.worked(piece.record)
+            if (
+                made or not piece.refine
+            ):  # flat tiles pass in no time, so no hand hits them: they are no witnesses
+                self._blame.worked(piece.record)
         self._calls.land(flight, now)
         place.raised.clear()
         place.was_sick = False
