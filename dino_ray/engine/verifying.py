@@ -37,7 +37,7 @@ FARTHEST = 10.0
 """What a pixel, nominally in [0, 1], may come to in absolute value. Beyond it, or where it is no number, a model's
 arithmetic has failed, and what is made of such a tile would spread over all of it."""
 MOST_DB = 99.0
-"""What a consistency that is perfect, or can't be told, is reported as."""
+"""What a consistency that is perfect is reported as."""
 
 
 @dataclass(frozen=True)
@@ -104,10 +104,11 @@ def verified(
         if task.consistency > 0 and guide.grain is not None:
             projected = back_project(pixels, view, guide.grain)
             pixels = pixels + task.consistency * (projected - pixels)
+        shown = consistency_psnr(pixels.clamp(0, 1), view)
         record = TileFidelity(
             tile.number,
             action,
-            consistency_db=round(min(MOST_DB, consistency_psnr(pixels.clamp(0, 1), view)), 2),
+            consistency_db=None if shown is None else round(min(MOST_DB, shown), 2),
             colour_drift=round(colour_drift(pixels, base), 3),
             alarm=found,
             retries=retries,

@@ -128,17 +128,20 @@ def back_project(tile: Tensor, view: SourceView, grain: Grain, rounds: int = ROU
 
 
 @torch.no_grad()
-def consistency_psnr(tile: Tensor, view: SourceView) -> float:
+def consistency_psnr(tile: Tensor, view: SourceView) -> float | None:
     """How well a tile, reduced, shows the source: PSNR in dB over RGB, where it can be said and all is opaque.
 
     Returns
     -------
-    float
-        Infinite where nothing differs, and where nothing can be said.
+    float or None
+        Infinite where nothing differs; None where nothing can be said: of a tile that is smaller than what a source
+        pixel is made of, or transparent.
     """
     shown, place = reduced(tile, view)
     opaque = _opaque(view, place)
     counted = 3 * float(opaque.sum())
+    if not counted:
+        return None
     squares = float(((_crop(view.pixels, view, place) - shown) * opaque).double().square().sum())
     return 10 * math.log10(counted / squares) if squares > 0 else math.inf
 

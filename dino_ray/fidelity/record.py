@@ -37,7 +37,8 @@ class TileFidelity:
     """10th percentile over the tile's patches."""
     cosine_min: float | None = None
     consistency_db: float | None = None
-    """PSNR of the tile, reduced to the source's size, against the source; dB, at most 99."""
+    """PSNR of the tile, reduced to the source's size, against the source; dB, at most 99. None where it
+    can't be told: too small a tile at a large scale, or nothing opaque."""
     colour_drift: float | None = None
     """Largest difference of low-frequency colour against the base; levels of 255."""
     alarm: float | None = None

@@ -452,6 +452,14 @@ def test_a_record_says_of_the_tile_what_can_be_measured_of_it(task: ImageTask) -
     assert TileFidelity.from_dict(json.loads(json.dumps(record.to_dict(), allow_nan=False))) == record
 
 
+def test_a_record_is_silent_about_consistency_where_nothing_can_be_told(tmp_path: Path) -> None:
+    clear = np.dstack([picture(), np.zeros((96, 96), np.uint8)])
+    task = judged_task(tmp_path, clear, consistency=1.0)
+    _, (record,) = made(Painter(), task, 4)
+    assert record.consistency_db is None
+    assert record.cosine_min is not None
+
+
 # ---- the same bytes
 
 

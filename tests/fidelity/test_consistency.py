@@ -143,7 +143,7 @@ def test_a_tile_smaller_than_a_source_pixel_is_not_touched_where_nothing_is_know
     view = view_of(source, rect, scaling_of(source, 16))
     tile = torch.rand(3, 6, 6, generator=torch.Generator().manual_seed(0))
     assert torch.equal(back_project(tile, view, CLEAN), tile)
-    assert consistency_psnr(tile, view) == np.inf
+    assert consistency_psnr(tile, view) is None
 
 
 @pytest.mark.parametrize("sigma", [2, 6, 15])
