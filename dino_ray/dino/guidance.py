@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dino_ray.dino.lattice import Lattice, cosines, guiding_phases, over
 
@@ -77,7 +78,8 @@ class Guidance:
             drifted = (torch.stack(losses) > 0).any(0)
             if not bool(drifted.any()):
                 return x0
-        with torch.inference_mode(False), torch.enable_grad():
+        # Faster kernels of attention sum up gradients in no fixed order on a GPU.
+        with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             return self._steer(x0.clone(), drifted.clone())
 
     def _steer(self, x: Tensor, drifted: Tensor) -> Tensor:

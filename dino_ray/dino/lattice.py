@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -96,12 +97,23 @@ class Lattice:
         top, left = self.phase
         bottom = self.rows * self.patch - self.height - top
         right = self.cols * self.patch - self.width - left
-        # Reflection reaches as far as the image does; what is smaller than a patch repeats its edge beyond.
-        mode = "reflect" if max(top, bottom) < self.height and max(left, right) < self.width else "replicate"
-        return F.pad(pixels, (left, right, top, bottom), mode=mode)
+        return _mirrored(_mirrored(pixels, top, bottom, dim=-2), left, right, dim=-1)
 
     def _px(self, span: slice) -> slice:
         return slice(span.start * self.patch, span.stop * self.patch)
+
+
+def _mirrored(pixels: Tensor, before: int, after: int, dim: int) -> Tensor:
+    """Continued at both ends by reflection; what is too small for that repeats its edges.
+
+    By flips, since the gradient of ``F.pad`` sums up in no fixed order on a GPU.
+    """
+    length = pixels.shape[dim]
+    if max(before, after) < length:
+        start, end = pixels.narrow(dim, 1, before), pixels.narrow(dim, length - 1 - after, after)
+        return torch.cat([start.flip(dim), pixels, end.flip(dim)], dim)
+    first, last = pixels.narrow(dim, 0, 1), pixels.narrow(dim, length - 1, 1)
+    return torch.cat([*[first] * before, pixels, *[last] * after], dim)
 
 
 def _placed(tokens: Tensor, shape: Sequence[int], rows: slice, cols: slice) -> Tensor:

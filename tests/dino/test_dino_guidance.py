@@ -14,7 +14,7 @@ from torch import Tensor
 from dino_ray.dino import loading
 from dino_ray.dino.drift import VISIBLE, Reference
 from dino_ray.dino.guidance import Guidance
-from dino_ray.dino.lattice import Lattice, cosines, guiding_phases, judging_phases, over
+from dino_ray.dino.lattice import Lattice, _mirrored, cosines, guiding_phases, judging_phases, over
 
 DEAD_BAND = 0.005
 
@@ -214,3 +214,12 @@ def test_a_tile_smaller_than_a_patch_can_be_judged_and_guided(size: tuple[int, i
     base = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
     assert Reference.of(dino(), base[0]).drift(base[0], 0.25).worst < 1e-5
     assert guidance(base)(base) is base
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 20), st.integers(0, 19), st.integers(0, 19))
+def test_a_tile_is_continued_by_its_mirror_image(length: int, before: int, after: int) -> None:
+    row = np.random.default_rng(0).random((1, 1, 1, length)).astype(np.float32)
+    made = _mirrored(torch.from_numpy(row), before, after, dim=-1)
+    mode = "reflect" if max(before, after) < length else "edge"
+    np.testing.assert_array_equal(made, np.pad(row, ((0, 0), (0, 0), (0, 0), (before, after)), mode=mode))
