@@ -114,7 +114,16 @@ def test_the_features_of_a_panorama_close_and_those_of_another_image_do_not(tmp_
     with LocalEngine(ReplicaSpec(Lanczos, dino=Means)) as engine:
         for wrap, readable in ((True, Wrapped(source)), (False, source)):
             grid = make_grid(192, 80, tile=64, overlap=16, multiple=16, wrap=wrap)
-            task = ImageTask(readable, Scaling(100, 40, 192, 80), grid, canvas, dino_strength=1)
+            task = ImageTask(
+                readable,
+                Scaling(100, 40, 192, 80),
+                grid,
+                canvas,
+                dino_tokens=True,
+                dino_strength=1,
+                adaptive=1,
+            )
             guide, _ = engine.prepare(task)
             features = guide.features
             assert (features.coarse.closed, features.fine.closed) == (wrap, wrap)
+            assert guide.structure.closed == wrap
