@@ -123,8 +123,9 @@ def test_a_flux_folder_runs_through_the_whole_command(tmp_path: Path, kind: Any)
     folder = make_tiny_flux(tmp_path / "model", kind)
     source, output, report = tmp_path / "in.png", tmp_path / "out.png", tmp_path / "r.json"
     PIL.Image.fromarray(data.astronaut()[:60, :80]).save(source)
-    args = ["upscale", source, "-o", output, "--model", folder, "--prompt", "a portrait", "--denoise", "0.6", "--tile",
-            "64", "--overlap", "16", "--base", "lanczos", "--address", "none", "--report", report]  # fmt: skip
+    args = ["upscale", source, "-o", output, "--model", folder, "--prompt", "a portrait", "--denoise", "0.6",
+            "--steps", "2", "--tile", "64", "--overlap", "16", "--base", "lanczos", "--address", "none",
+            "--report", report]  # fmt: skip
     result = CliRunner().invoke(main, [str(arg) for arg in args])
     assert result.exit_code == 0, result.output
     said = json.loads(report.read_text())

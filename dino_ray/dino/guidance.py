@@ -26,8 +26,9 @@ Sketch = Callable[[Tensor], Tensor]
 """Latents (B, C, h, w) to pixels (B, 3, H, W), nominally in [0, 1], with a gradient; a tile does not see the others."""
 
 ROUNDS = 16
-"""Gradient steps per prediction, at most: four through each lattice. On tiles full of noise that takes four fifths of
-the loss away."""
+"""Gradient steps for a tile, at most: four through each lattice. On tiles full of noise that takes four fifths of the
+loss away. A model of several steps has them shared out, for what one has brought the next prediction keeps; of each
+prediction all lattices are looked through once."""
 
 HALVINGS = 3
 """How often a step that does not lower the loss is halved before it is left out."""
@@ -49,10 +50,18 @@ class Guidance:
     """In (0, 1]: what part of a tile's loss is to go."""
     dead_band: float
     """``1 - cosine`` up to which a patch counts as faithful."""
+    rounds: int
+    """Gradient steps per prediction, at most."""
 
     @classmethod
     def towards(
-        cls, dino: FeatureModel, sketch: Sketch, latents: Tensor, strength: float, dead_band: float
+        cls,
+        dino: FeatureModel,
+        sketch: Sketch,
+        latents: Tensor,
+        strength: float,
+        dead_band: float,
+        steps: int = 1,
     ) -> Guidance:
         """Guidance towards the base.
 
@@ -62,13 +71,17 @@ class Guidance:
             Also shows the base, so that like is compared with like.
         latents
             (B, C, h, w) of the base.
+        steps
+            Of the model, which share the rounds.
         """
         with torch.no_grad():
             pixels = _seen(sketch(latents))
             lattices = over(pixels, dino.patch, guiding_phases(dino.patch))
             targets = [lattice.tokens(dino, pixels) for lattice in lattices]
         with torch.inference_mode(False):  # what was made under it can take no part in a gradient; clones can
-            return cls(dino, sketch, lattices, tuple(t.clone() for t in targets), strength, dead_band)
+            targets = [target.clone() for target in targets]
+        rounds = max(len(lattices), ROUNDS // steps)
+        return cls(dino, sketch, lattices, tuple(targets), strength, dead_band, rounds)
 
     def __call__(self, x0: Tensor) -> Tensor:
         """Predicted latents (B, C, h, w), steered; tiles within the dead band come back as they are, to the bit."""
@@ -88,7 +101,7 @@ class Guidance:
             losses = [self._loss(x, which) for which in range(len(self.lattices))]
             goals = [torch.where(drifted, (1 - self.strength) * loss, math.inf) for loss in losses]
         idle = 0
-        for step in range(ROUNDS):
+        for step in range(self.rounds):
             which = step % len(goals)
             x, moved = self._descend(x, which, goals[which])
             idle = 0 if moved else idle + 1

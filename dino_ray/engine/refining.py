@@ -190,7 +190,7 @@ def _amend(
             return models.denoiser.sketch(latents)
 
         dead_band = guide.calibration.dead_band
-        steer = Guidance.towards(models.dino, sketch, base, effort.strength, dead_band)
+        steer = Guidance.towards(models.dino, sketch, base, effort.strength, dead_band, task.steps)
         changes.append(lambda x0, sigma: steer(x0))
     if not changes:
         return None

@@ -223,3 +223,19 @@ def test_a_tile_is_continued_by_its_mirror_image(length: int, before: int, after
     made = _mirrored(torch.from_numpy(row), before, after, dim=-1)
     mode = "reflect" if max(before, after) < length else "edge"
     np.testing.assert_array_equal(made, np.pad(row, ((0, 0), (0, 0), (0, 0), (before, after)), mode=mode))
+
+
+def test_a_model_of_many_steps_has_guidance_shared_out_over_them() -> None:
+    base, calls = tile(2), []
+
+    def sketch(x: Tensor) -> Tensor:
+        calls.append(1)
+        return x
+
+    looks = []
+    for steps in (1, 2, 8):
+        steer = Guidance.towards(dino(), sketch, base, 1.0, 0.0, steps)
+        calls.clear()
+        steer(noisy(base))
+        looks.append(len(calls))
+    assert looks[0] > looks[1] > looks[2]
