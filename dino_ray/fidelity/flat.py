@@ -7,6 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from dino_ray.fidelity.grain import LUMA
 from dino_ray.plan.geometry import Scaling
 
 FLAT = 1.5 / 255
@@ -17,8 +18,6 @@ BLOCK = 8
 """canvas_px of a block's side, at least: smaller than what could be a thing on an empty ground."""
 SOURCE_BLOCK = 4
 """source_px of it, at least: within fewer even an edge is a faint gradient, once it is enlarged enough."""
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-"""ITU-R BT.601."""
 
 
 def block_side(scaling: Scaling) -> int:

@@ -53,7 +53,7 @@ _STEP_TO_ERROR = 0.7
 """The error of a JPEG, as a standard deviation, in units of its excess steps: 0.53 to 1.0, and 1.5 where half the
 picture is sky, over photographs, reduced ones, and qualities from 60 to 90."""
 
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """ITU-R BT.601: the plane whose blocks are 8 px in every JPEG."""
 
 
@@ -93,7 +93,7 @@ def measure_grain(read: Read, width: int, height: int) -> Grain:
     """
     places = [Rect(x, y, w, h) for y, h in _places(height) for x, w in _places(width)]
     windows = [np.asarray(read(place), np.float32) for place in places]
-    lumas = [window @ _LUMA for window in windows]
+    lumas = [window @ LUMA for window in windows]
     across, down = _lattice_step(lumas), _lattice_step([luma.T for luma in lumas])
     # A JPEG's lattice has both directions; what repeats in one alone is in the picture.
     return Grain(_noise(windows), _STEP_TO_ERROR * math.sqrt(across * down))
