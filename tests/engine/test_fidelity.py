@@ -125,9 +125,9 @@ def test_a_retry_guides_more_but_not_where_guidance_is_off(task: ImageTask, monk
     strengths: list[float] = []
     towards = Guidance.towards
 
-    def noting(dino: Any, sketch: Any, latents: Any, strength: float, dead_band: float) -> Any:
+    def noting(dino: Any, sketch: Any, latents: Any, strength: float, *rest: Any) -> Any:
         strengths.append(strength)
-        return towards(dino, sketch, latents, strength, dead_band)
+        return towards(dino, sketch, latents, strength, *rest)
 
     monkeypatch.setattr(Guidance, "towards", noting)
     made(Painter(side=SIDE, corner=0), replace(task, dino_strength=0.5), 4)
