@@ -122,6 +122,7 @@ def test_stores_that_every_node_sees_are_read_and_written_where_the_work_is(
         assert here.isdisjoint(there)
         assert len(there) == 2
         read, wrote = run(engine, "shared", shared=True)
-        assert read == there
+        assert read
+        assert read <= there  # one replica may be through before the other has begun
         assert wrote
         assert wrote <= there  # merges go where most of their tiles are, and there are few of them
