@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dino_ray.dino.extract import WINDOW_SIDE, FeatureModel, even_starts
+from dino_ray.dino.loading import unit_rms
 
 Phase = tuple[int, int]
 """(y, x): how many px before the tile's corner the lattice begins; below the patch."""
@@ -71,8 +72,7 @@ class Lattice:
                 seen = dino(pixels[..., self._px(rows), self._px(cols)])
                 total = total + _placed(seen, total.shape, rows, cols)
                 count[rows, cols] += 1
-        mean = total / count
-        return mean * mean.square().mean(dim=-1, keepdim=True).clamp_min(1e-12).rsqrt()
+        return unit_rms(total / count)
 
     def mean(self, values: Tensor) -> Tensor:
         """Means over each patch: (B, 1, h, w) to (B, rows, cols)."""

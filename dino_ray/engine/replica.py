@@ -123,7 +123,8 @@ class Replica:
 
             calibration = thresholds.of(dino, read, *size)
             guide = replace(guide, calibration=calibration)
-            if not (task.dino_tokens and task.dino_strength > 0) and not task.adaptive > 0:
+            attended = task.dino_tokens and task.dino_strength > 0
+            if not attended and task.adaptive == 0:
                 return guide
             from dino_ray.dino.extract import extract
             from dino_ray.dino.structure import structure
@@ -133,7 +134,7 @@ class Replica:
             )
             if task.adaptive > 0:
                 guide = replace(guide, structure=structure(features.fine, calibration))
-            return replace(guide, features=features) if task.dino_tokens and task.dino_strength > 0 else guide
+            return replace(guide, features=features) if attended else guide
 
     def refine(
         self, task: ImageTask, guide: Guide, call: TileCall, stop: Stop = never
