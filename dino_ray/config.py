@@ -74,11 +74,12 @@ class UpscaleConfig(BaseModel):
         description="How much may change, all at once: sets --denoise, --dino-strength, --adaptive and --steps where "
         "they are not given. Default: none of them.",
     )
-    denoise: float = Field(
-        default=0.25,
+    denoise: float | None = Field(
+        default=None,
         ge=0,
         le=1,
-        description="Noise level to start from: more invents more, 0 keeps the base.",
+        description="Noise level to start from, the noise's share in the mix: more invents more, 0 keeps the base. "
+        "Default: 0.25, or what suits the model.",
     )
     steps: int | None = Field(
         default=None, ge=1, le=1000, description="Denoising steps from there to a clean image."
@@ -86,9 +87,20 @@ class UpscaleConfig(BaseModel):
     sampler: Literal["euler", "heun"] = Field(
         default="euler", description="Integrator of the denoising steps."
     )
-    prompt: str = Field(default="", description="What the image shows, for models that take text.")
+    prompt: str | None = Field(
+        default=None,
+        description="What each tile is told to show, for models that take text: style and quality rather than what the "
+        "whole picture is of, which would be drawn into every tile. Default: a general one that suits the model.",
+    )
+    negative_prompt: str | None = Field(
+        default=None,
+        description="What is to be kept out, for models with classifier-free guidance. Default: nothing.",
+    )
     cfg: float | None = Field(
-        default=None, ge=0, le=100, description="Guidance scale, for models that take one."
+        default=None,
+        ge=0,
+        le=100,
+        description="Guidance scale, for models that take one: how firmly they follow the prompt.",
     )
     tile: int | None = Field(
         default=None, ge=32, le=8192, description="Side of a tile, in pixels of the result."

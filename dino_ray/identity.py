@@ -23,6 +23,7 @@ _SETTLED = (
         "steps",
         "sampler",
         "prompt",
+        "negative_prompt",
         "cfg",
         "tile",
         "overlap",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -10,11 +10,11 @@ from dino_ray.config import UpscaleConfig
 from dino_ray.resolve import Settings
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from dino_ray.diffusion.denoiser import Denoiser
+    from dino_ray.diffusion.families.family import Picture
+    from dino_ray.diffusion.model_options import ModelOptions
     from dino_ray.dino.loading import Dino
-    from dino_ray.engine.protocol import ReplicaSpec
+    from dino_ray.engine.protocol import ReplicaSpec, TextArrays
     from dino_ray.upsample import Upsampler
 
 DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -29,11 +29,21 @@ def replica_spec(config: UpscaleConfig, settings: Settings) -> ReplicaSpec:
     takes_text = settings.model is not None and settings.model.takes_text
     return ReplicaSpec(
         upsampler=partial(_load_upsampler, settings.base, device),
-        denoiser=partial(_load_denoiser, model, device, config.dtype, settings.dino_adapter, settings.sketch)
+        denoiser=partial(
+            _load_denoiser,
+            model,
+            device,
+            config.dtype,
+            settings.dino_adapter,
+            settings.sketch,
+            settings.model_options,
+        )
         if settings.model
         else None,
         dino=partial(_load_dino, settings.dino, device) if settings.dino else None,
-        text=partial(_encode_text, model, device, config.dtype) if takes_text else None,
+        text=partial(_encode_text, model, device, config.dtype, settings.model_options)
+        if takes_text
+        else None,
         threads=config.threads,
         torch=settings.model is not None or settings.base == "net",
     )
@@ -49,10 +59,12 @@ def _load_upsampler(base: str, device: str) -> Upsampler:
     return upsample.load_net(pick_device(device))
 
 
-def _load_denoiser(model: str, device: str, dtype: str, adapter: str | None, sketch: str | None) -> Denoiser:
+def _load_denoiser(
+    model: str, device: str, dtype: str, adapter: str | None, sketch: str | None, options: ModelOptions
+) -> Denoiser:
     from dino_ray.diffusion import loading
 
-    return loading.load(model, device, DTYPES[dtype], adapter, sketch=sketch)
+    return loading.load(model, device, DTYPES[dtype], adapter, sketch=sketch, options=options)
 
 
 def _load_dino(name: str, device: str) -> Dino:
@@ -62,10 +74,13 @@ def _load_dino(name: str, device: str) -> Dino:
     return loading.load(name, pick_device(device))
 
 
-def _encode_text(model: str, device: str, dtype: str, prompt: str) -> Mapping[str, np.ndarray]:
+def _encode_text(
+    model: str, device: str, dtype: str, options: ModelOptions, prompts: Sequence[str], picture: Picture
+) -> Mapping[str, TextArrays]:
     from dino_ray.diffusion import loading
 
+    encoded = loading.encode_texts(model, prompts, device, DTYPES[dtype], picture=picture, options=options)
     return {
-        name: value.numpy()
-        for name, value in loading.encode_text(model, prompt, device, DTYPES[dtype]).items()
+        prompt: {name: value.numpy() for name, value in embeddings.items()}
+        for prompt, embeddings in encoded.items()
     }

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from dino_ray.config import PRESET_STEPS, UpscaleConfig, option_name
+from dino_ray.diffusion.model_options import AS_PUBLISHED, ModelOptions
 from dino_ray.errors import UsageError
 from dino_ray.plan.geometry import Grid, Scaling, make_grid
 from dino_ray.raster.export import ExportOptions
@@ -37,7 +38,17 @@ GOOD_DINO = "dinov2-base"
 """Guides and judges models that were trained with none: as large as its use on tiles allows, and no longer to load."""
 
 MODEL_OPTIONS = (
-    *("preset", "steps", "sampler", "prompt", "cfg", "dino", "dino_strength", "dino_adapter"),
+    *(
+        "preset",
+        "steps",
+        "sampler",
+        "prompt",
+        "negative_prompt",
+        "cfg",
+        "dino",
+        "dino_strength",
+        "dino_adapter",
+    ),
     *("adaptive", "verify", "consistency", "color_lock", "seed", "dtype", "batch"),
 )
 """Options that only a diffusion model can honour."""
@@ -58,6 +69,9 @@ class Settings:
     steps: int
     sampler: Literal["euler", "heun"]
     prompt: str
+    negative_prompt: str | None
+    text_sees_source: bool
+    """The model's text encoder looks at the source."""
     cfg: float | None
     tile: int
     overlap: int
@@ -75,6 +89,7 @@ class Settings:
     consistency: float
     color_lock: Literal["wavelet", "adain", "off"]
     seed: int
+    model_options: ModelOptions
     batch: int
     """Tiles that a replica refines at once; 1 without a model."""
 
@@ -132,15 +147,18 @@ def resolve(config: UpscaleConfig) -> Settings:
         return _without_model(config)
     from dino_ray.diffusion import loading
 
-    model = loading.describe(config.model, config.dino_adapter)
+    options = AS_PUBLISHED
+    model = loading.describe(config.model, config.dino_adapter, options)
     base: Literal["net", "lanczos"] = "lanczos" if config.base == "lanczos" else "net"
-    _check_conditioning(config, model)
-    if config.seed and 0 < config.denoise <= model.noise_free_to:
+    denoise = config.denoise if config.denoise is not None else model.denoise
+    cfg = config.cfg if config.cfg is not None else model.cfg
+    _check_conditioning(config, model, denoise, cfg)
+    if config.seed and 0 < denoise <= model.noise_free_to:
         log.warning(
             "--seed plays no part here: the model %s starts without noise up to --denoise %g",
             *(model.name, model.noise_free_to),
         )
-    if config.denoise == 0:
+    if denoise == 0:
         _refuse(
             config, MODEL_OPTIONS, "has nothing to act on: --denoise 0 keeps the base; leave one of them out"
         )
@@ -151,32 +169,35 @@ def resolve(config: UpscaleConfig) -> Settings:
         raise UsageError(
             "--sampler heun: differs from euler from --steps 2 on; raise --steps or leave it out"
         )
-    dino, strength = _dino(config, model)
+    dino, strength = _dino(config, model, denoise)
     tile = config.tile if config.tile is not None else model.tile
     half = tile // model.pixel_multiple // 2 * model.pixel_multiple  # the most that the plan allows
     overlap = config.overlap if config.overlap is not None else min(model.overlap, half)
     settings = Settings(
         scale=config.scale,
-        model=model if config.denoise > 0 else None,
+        model=model if denoise > 0 else None,
         base=base,
-        denoise=config.denoise,
+        denoise=denoise,
         steps=steps,
         sampler=config.sampler,
-        prompt=config.prompt,
-        cfg=config.cfg if config.cfg is not None else model.cfg,
+        prompt=config.prompt if config.prompt is not None else model.prompt,
+        negative_prompt=_negative_prompt(config, model, cfg),
+        text_sees_source=model.reads_picture,
+        cfg=cfg,
         tile=tile,
         overlap=overlap,
         multiple=model.pixel_multiple,
         dino=dino,
         dino_tokens=model.dino_dim is not None,
         dino_strength=strength,
-        sketch=loading.find_sketch(config.model) if strength > 0 else None,
+        sketch=loading.find_sketch(config.model, options) if strength > 0 else None,
         dino_adapter=config.dino_adapter and os.path.abspath(os.path.expanduser(config.dino_adapter)),
-        adaptive=config.adaptive if config.denoise > 0 else 0.0,
-        verify=config.verify is not False and config.denoise > 0,
-        consistency=_consistency(config),
-        color_lock=config.color_lock if config.denoise > 0 else "off",
+        adaptive=config.adaptive if denoise > 0 else 0.0,
+        verify=config.verify is not False and denoise > 0,
+        consistency=_consistency(config) if denoise > 0 else 0.0,
+        color_lock=config.color_lock if denoise > 0 else "off",
         seed=config.seed,
+        model_options=options,
         batch=config.batch,
         **_around(config),
     )
@@ -186,8 +207,6 @@ def resolve(config: UpscaleConfig) -> Settings:
 
 def _consistency(config: UpscaleConfig) -> float:
     """How closely the source is to be shown: all the way where the model has pixels of its own to draw between its."""
-    if config.denoise == 0:
-        return 0.0
     return config.consistency if config.consistency is not None else min(1.0, 2 * (config.scale - 1))
 
 
@@ -213,6 +232,8 @@ def _without_model(config: UpscaleConfig) -> Settings:
         steps=0,
         sampler=config.sampler,
         prompt="",
+        negative_prompt=None,
+        text_sees_source=False,
         cfg=None,
         tile=config.tile if config.tile is not None else BASE_TILE[base],
         overlap=config.overlap if config.overlap is not None else 0,  # a base's tiles need no seams
@@ -227,6 +248,7 @@ def _without_model(config: UpscaleConfig) -> Settings:
         consistency=0.0,
         color_lock="off",
         seed=0,
+        model_options=AS_PUBLISHED,
         batch=1,
         **_around(config),
     )
@@ -269,22 +291,49 @@ def _check_placement(config: UpscaleConfig) -> None:
         raise UsageError("--gpus-per-worker: --address none places nothing; choose with --device")
 
 
-def _check_conditioning(config: UpscaleConfig, model: Description) -> None:
+def _check_conditioning(config: UpscaleConfig, model: Description, denoise: float, cfg: float | None) -> None:
     if config.prompt and not model.takes_text:
         raise UsageError(
-            f"--prompt: the model {model.name} takes no text; leave it out, or name a FLUX model"
+            f"--prompt: the model {model.name} takes no text; leave it out, or name a model that does"
         )
     if config.cfg is not None and model.guidance == "none":
         raise UsageError(f"--cfg: the model {model.name} takes no guidance scale; leave it out")
+    if config.negative_prompt is not None and model.guidance != "classifier-free":
+        raise UsageError(
+            f"--negative-prompt: the model {model.name} has no classifier-free guidance, and takes none; leave it out"
+        )
+    if config.negative_prompt is not None and cfg == 1:
+        raise UsageError(
+            "--negative-prompt: has no effect at a guidance scale of 1; raise --cfg, or leave it out"
+        )
+    if denoise in (0, model.within(denoise)):
+        return
+    least, most = model.noise_levels
+    if least == most:
+        raise UsageError(
+            f"--denoise {denoise:g}: the model {model.name} draws each tile anew, with the base as its reference, and "
+            f"starts from no other noise level than {most:g}; leave it out, or 0 for the base alone"
+        )
+    raise UsageError(
+        f"--denoise {denoise:g}: the model {model.name} was trained on noise levels of {least:.3g} to {most:.3g}; "
+        "give one within"
+    )
 
 
-def _dino(config: UpscaleConfig, model: Description) -> tuple[str | None, float]:
+def _negative_prompt(config: UpscaleConfig, model: Description, cfg: float | None) -> str | None:
+    """None where it is not to be encoded."""
+    if model.guidance != "classifier-free" or cfg == 1:
+        return None
+    return config.negative_prompt if config.negative_prompt is not None else model.negative_prompt
+
+
+def _dino(config: UpscaleConfig, model: Description, denoise: float) -> tuple[str | None, float]:
     """The DINO model to load and the strength to guide with; (None, 0) where nothing asks for one."""
     attends = model.dino_dim is not None
     strength = config.dino_strength
     if strength is None:
         strength = TOKENS_STRENGTH if attends else GUIDANCE_STRENGTH
-    if config.denoise == 0:
+    if denoise == 0:
         return None, 0.0
     if strength == 0 and config.dino_adapter is not None:
         raise UsageError("--dino-adapter: --dino-strength 0 passes it no features; leave one of them out")

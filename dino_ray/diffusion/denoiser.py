@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:  # the planner reads descriptions without paying for torch
     import torch
     from torch import Tensor
 
-Guidance = Literal["none", "embedded"]
+Guidance = Literal["none", "embedded", "classifier-free"]
+
+Embeddings: TypeAlias = "Mapping[str, Tensor]"
+"""Of one prompt, by the family's own names; each with a batch axis first. A sequence whose length varies comes with a
+mask of the same length, ``…_mask``, 1 where a token counts."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,25 @@ class Description:
     steps: int
     """Denoising steps unless the user names another number."""
     guidance: Guidance
-    """``embedded``: takes a guidance scale as an input (FLUX.1-dev); ``none``: takes no scale."""
+    """``embedded``: takes a guidance scale as an input (FLUX.1-dev); ``classifier-free``: is asked twice a step, with
+    the prompt and with the negative one (Ho and Salimans 2022, arXiv:2207.12598); ``none``: takes no scale."""
     cfg: float | None = None
-    """Guidance scale unless the user names another; None where ``guidance`` is ``none``."""
+    """Guidance scale unless the user names another; None where ``guidance`` is ``none``. Of classifier-free guidance,
+    1 asks once, and leaves the negative prompt without effect."""
     takes_text: bool = False
+    prompt: str = ""
+    """What it is told unless the user says otherwise: true of every tile of every picture."""
+    negative_prompt: str | None = ""
+    """What it is told to keep out unless the user says otherwise, under classifier-free guidance; None: it gets no
+    embeddings for that."""
+    reads_picture: bool = False
+    """Its text encoder looks at the picture while it reads the prompt."""
+    takes_reference: bool = False
+    """It attends to the tile's base beside the latents that it refines."""
+    denoise: float = 0.25
+    """Noise level to start from unless the user names another."""
+    noise_levels: tuple[float, float] = (0.0, 1.0)
+    """Lowest and highest noise level that it can start from. Equal: it only draws anew, beside its reference."""
     dino_dim: int | None = None
     """Channels of the DINO tokens it was trained to attend to; None where it takes none."""
     dino_stride: int = 0
@@ -56,6 +75,12 @@ class Description:
         assert self.tile % self.pixel_multiple == 0
         assert (self.guidance == "none") == (self.cfg is None)
         assert (self.dino_dim is None) == (self.dino_stride == 0)
+        assert self.noise_levels[0] <= self.denoise <= self.noise_levels[1]
+
+    def within(self, denoise: float) -> float:
+        """The nearest noise level that it can start from."""
+        least, most = self.noise_levels
+        return min(max(denoise, least), most)
 
 
 @dataclass(frozen=True)
@@ -73,10 +98,15 @@ class DinoTokens:
 class Conditioning:
     """All that steers a prediction besides the latents."""
 
-    text: Mapping[str, Tensor] = field(default_factory=dict)
-    """Text embeddings by the family's own names, each with a batch axis of 1, for all tiles of a batch; empty where it
-    takes none."""
+    text: Embeddings = field(default_factory=dict)
+    """Of the prompt, with a batch axis of 1 for all tiles, or of B for each its own; empty where it takes none."""
+    negative: Embeddings = field(default_factory=dict)
+    """Of the negative prompt, likewise; empty where classifier-free guidance is off, or nothing is named that some
+    families tell from an empty text."""
     cfg: float | None = None
+    """None: what the description says."""
+    reference: Tensor | None = None
+    """(B, C, h, w): latents of the base, where the description asks for them."""
     dino: DinoTokens | None = None
 
 

@@ -6,22 +6,23 @@ because unpickling runs whatever code a file holds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dino_ray.diffusion import adapter_file, model_files
 from dino_ray.diffusion.catalogue import ALIASES, KNOWN, KnownModel
-from dino_ray.diffusion.denoiser import Denoiser, Description
+from dino_ray.diffusion.denoiser import Denoiser, Description, Embeddings
 from dino_ray.diffusion.device import pick_device, pick_dtype
-from dino_ray.diffusion.families import flux_config
+from dino_ray.diffusion.families import FLUX, Configs, Family, flux_config
+from dino_ray.diffusion.families.family import Picture, class_of, no_picture
 from dino_ray.diffusion.model_files import ModelRef, resolve
+from dino_ray.diffusion.model_options import AS_PUBLISHED, ModelOptions
+from dino_ray.errors import UsageError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from dino_ray.diffusion.bundled.model import BundledDenoiser
-    from dino_ray.diffusion.families.flux import FluxDenoiser
+    from dino_ray.diffusion.components import PartFiles
 
 __all__ = [
     "ALIASES",
@@ -36,13 +37,11 @@ __all__ = [
     "resolve",
 ]
 
-_MODEL = ("transformer", "vae")
-"""What a replica holds, of a FLUX.1 model."""
-_TEXT = ("text_encoder", "text_encoder_2")
-_TOKENIZERS = ("tokenizer", "tokenizer_2")
+_LIBRARIES = ("diffusers", "transformers")
+"""Whose classes are loaded: a model's index could name any."""
 
 
-def describe(model: str, adapter: str | None = None) -> Description:
+def describe(model: str, adapter: str | None = None, options: ModelOptions = AS_PUBLISHED) -> Description:
     """What the planner must know of ``model``, from its configuration files; no weights are fetched.
 
     Parameters
@@ -68,8 +67,9 @@ def describe(model: str, adapter: str | None = None) -> Description:
 
         description = bundled.describe(_bundled_folder(ref))
     else:
-        description = _describe(ref)
-        model_files.check_weights(ref, (*_MODEL, *_TEXT))
+        family, configs = model_files.family_and_configs(ref)
+        description = family.describe(ref.name, configs)
+        model_files.check_weights(ref, (*family.parts, *family.text_parts(configs["index"])))
     if adapter is None:
         return description
     return adapter_file.describe(adapter, adapter_target(ref)).applied_to(description)
@@ -82,6 +82,7 @@ def load(
     adapter: str | None = None,
     *,
     sketch: str | None = None,
+    options: ModelOptions = AS_PUBLISHED,
 ) -> Denoiser:
     """A replica's model, with weights on ``device``; text encoders are not touched.
 
@@ -110,9 +111,14 @@ def load(
     ref = resolve(model)
     _refuse_none(ref)
     device = pick_device(device)
-    denoiser = _load(ref, device, dtype, sketch)
-    if adapter is None:
-        return denoiser
+    denoiser: Any = _load(ref, device, dtype, sketch)
+    if adapter is not None:
+        denoiser = _adapted(denoiser, ref, adapter, device)
+    made: Denoiser = denoiser
+    return made
+
+
+def _adapted(denoiser: Any, ref: ModelRef, adapter: str, device: str) -> Any:
     facts = adapter_file.describe(adapter, adapter_target(ref, fetch=True))
     from dino_ray.diffusion import adapter as adapters
 
@@ -138,45 +144,82 @@ def adapter_target(ref: ModelRef, fetch: bool = False) -> adapter_file.Target:
 
         spec = bundled.read_spec(_bundled_folder(ref))
         return adapter_file.Target(spec.name, "bundled", spec.dino_dim, spec.transformer)
-    width = flux_config.text_width(model_files.configs(ref)["transformer"])
+    family, configs = model_files.family_and_configs(ref)
+    if family is not FLUX:
+        raise UsageError(
+            f"--dino-adapter: adapters are for FLUX.1 and the bundled model; {ref.name} is of the family {family.title}"
+        )
+    width = flux_config.text_width(configs["transformer"])
     here = fetch or ref.kind == "folder"
     folder = model_files.fetch(ref, ("transformer",)) / "transformer" if here else None
     return adapter_file.Target(ref.name, "flux", width, folder)
 
 
-def _load(ref: ModelRef, device: str, dtype: str, sketch: str | None) -> BundledDenoiser | FluxDenoiser:
+def _load(ref: ModelRef, device: str, dtype: str, sketch: str | None) -> Any:
     if ref.kind == "bundled":
         from dino_ray.diffusion import bundled
 
         return bundled.load(
             _bundled_folder(ref), device=device, dtype="float32" if dtype == "auto" else dtype
         )
-    from dino_ray.diffusion.families import flux
+    import torch
 
-    description = _describe(ref)
-    schedule = flux_config.Schedule.from_config(model_files.configs(ref)["scheduler"], ref.name)
-    model_files.check_weights(ref, _MODEL)
-    folder = model_files.fetch(ref, _MODEL)
-    tiny_vae = None if sketch is None else model_files.fetch_tiny_vae(sketch)
-    return flux.load(folder, schedule, description, device, pick_dtype(dtype, device), tiny_vae)
+    from dino_ray.diffusion import components
+    from dino_ray.diffusion.families.latent_denoiser import Loaded
+    from dino_ray.diffusion.vae import Place
+
+    family, configs = model_files.family_and_configs(ref)
+    description = family.describe(ref.name, configs)
+    model_files.check_weights(ref, family.parts)
+    files = _part_files(ref, family, configs, family.parts)
+    precision = pick_dtype(dtype, device)
+    models = {part: components.load_model(files[part], precision, device) for part in files}
+    if sketch is not None:
+        models["tiny_vae"] = components.load_tiny_vae(
+            model_files.fetch_tiny_vae(sketch), description, precision, device
+        )
+    places = dict.fromkeys(models, Place(torch.device(device), precision))
+    return _module(family).build(Loaded(models, places), configs, description)
 
 
-def find_sketch(model: str) -> str | None:
+def find_sketch(model: str, options: ModelOptions = AS_PUBLISHED) -> str | None:
     """A small decoder of the model's latents, for guidance to look through: a folder or a hub id, for ``load``.
 
     Decided once for a job, since pixels depend on it. None where the family has none or none is to be had.
     """
     ref = resolve(model)
-    return model_files.find_tiny_vae(ref) if ref.kind in ("folder", "hub") else None
+    if ref.kind not in ("folder", "hub"):
+        return None
+    family, _ = model_files.family_and_configs(ref)
+    return model_files.find_tiny_vae(ref, family)
 
 
-def encode_text(model: str, prompt: str, device: str = "auto", dtype: str = "auto") -> Mapping[str, Tensor]:
-    """The prompt as ``model``'s transformer takes it; loads text encoders only, and frees them.
+def encode_text(model: str, prompt: str, device: str = "auto", dtype: str = "auto") -> Embeddings:
+    """One prompt's embeddings; see `encode_texts`."""
+    return encode_texts(model, [prompt], device, dtype)[prompt]
+
+
+def encode_texts(
+    model: str,
+    prompts: Sequence[str],
+    device: str = "auto",
+    dtype: str = "auto",
+    *,
+    picture: Picture = no_picture,
+    options: ModelOptions = AS_PUBLISHED,
+) -> Mapping[str, Embeddings]:
+    """Prompts as ``model``'s transformer takes them; loads text encoders only, and frees them.
+
+    Parameters
+    ----------
+    picture : callable
+        The source, reduced to at most so many px on its longer side, (h, w, 3) in [0, 1]; asked for by models alone
+        whose description ``reads_picture``.
 
     Returns
     -------
-    Mapping of str to Tensor
-        CPU float32, which holds exactly whatever ``dtype`` they were computed in, so that they can travel as
+    Mapping of str to Embeddings
+        By prompt. CPU float32, which holds exactly whatever ``dtype`` they were computed in, so that they can travel as
         NumPy arrays; each has a batch axis of 1. FLUX.1: ``prompt_embeds`` (1, tokens, width) of T5 and
         ``pooled_prompt_embeds`` (1, width) of CLIP. Empty for a model that takes no text.
 
@@ -187,19 +230,49 @@ def encode_text(model: str, prompt: str, device: str = "auto", dtype: str = "aut
     """
     ref = resolve(model)
     if ref.kind in ("none", "bundled"):
-        return {}
-    from dino_ray.diffusion.families import flux_text
+        return {prompt: {} for prompt in prompts}
+    from dino_ray.diffusion.components import TextParts
 
     device = pick_device(device)
-    tokens = flux_config.text_tokens(model_files.configs(ref)["transformer"])
-    model_files.check_weights(ref, _TEXT)
-    folder = model_files.fetch(ref, (*_TEXT, *_TOKENIZERS))
-    return flux_text.encode(folder, prompt, tokens, device, pick_dtype(dtype, device))
+    family, configs = model_files.family_and_configs(ref)
+    encoders = family.text_parts(configs["index"])
+    model_files.check_weights(ref, encoders)
+    parts = TextParts(
+        files=_part_files(ref, family, configs, (*encoders, *family.tokenizers)),
+        dtypes=dict.fromkeys(encoders, pick_dtype(dtype, device)),
+        device=device,
+    )
+    prompts = list(dict.fromkeys(prompts))
+    encoded: Mapping[str, Embeddings] = _module(family).encode_text(parts, configs, prompts, picture)
+    return encoded
 
 
-def _describe(ref: ModelRef) -> Description:
-    configs = model_files.configs(ref)
-    return flux_config.describe(ref.name, configs["transformer"], configs["vae"], configs["scheduler"])
+def _module(family: Family) -> Any:
+    """The half of a family that knows torch."""
+    return importlib.import_module(family.module)
+
+
+def _part_files(
+    ref: ModelRef, family: Family, configs: Configs, parts: Sequence[str]
+) -> Mapping[str, PartFiles]:
+    """Where the components that a model has, of those asked for, lie on this machine; downloaded first where need be.
+
+    Raises
+    ------
+    UsageError
+        Where the model's index names a class that is none of diffusers' or transformers'.
+    """
+    from dino_ray.diffusion.components import PartFiles
+
+    named = {part: found for part in parts if (found := class_of(configs["index"], part)) is not None}
+    for part, (library, cls) in named.items():
+        if library not in _LIBRARIES:
+            raise UsageError(
+                f"--model {ref.location}: its {part} is a {library}.{cls}, and only classes of "
+                f"{' and '.join(_LIBRARIES)} are loaded, since others could run any code"
+            )
+    folder = model_files.fetch(ref, named)
+    return {part: PartFiles(part, library, cls, folder / part) for part, (library, cls) in named.items()}
 
 
 def _refuse_none(ref: ModelRef) -> None:

@@ -17,27 +17,12 @@ from typing import Any, Literal
 from dino_ray.diffusion import hub
 from dino_ray.diffusion.bundled.spec import is_bundled
 from dino_ray.diffusion.catalogue import ALIASES
+from dino_ray.diffusion.families import FAMILIES, Configs, Family, family_of
 from dino_ray.errors import DinoRayError, UsageError
 
 log = logging.getLogger(__name__)
 
-PIPELINES: Mapping[str, str] = {
-    "FluxPipeline": "flux",
-    "FluxImg2ImgPipeline": "flux",
-    "FluxInpaintPipeline": "flux",
-}
-"""Family of each diffusers pipeline class that can be driven. These three share one set of components; those
-that take a reference, a control or a mask as more channels (Kontext, Control, Fill) are other models."""
-
-CONFIGS: Mapping[str, str] = {
-    "transformer": "transformer/config.json",
-    "vae": "vae/config.json",
-    "scheduler": "scheduler/scheduler_config.json",
-}
-"""Configuration file of each component that a description is made from."""
-
-TINY_VAE = "madebyollin/taef1"
-"""An ``AutoencoderTiny`` of FLUX.1's latents, under the MIT licence."""
+_SCHEDULER = "scheduler/scheduler_config.json"
 
 _INDEX = "model_index.json"
 _SHARDS = ".safetensors.index.json"
@@ -104,25 +89,27 @@ def _resolve_folder(path: Path) -> ModelRef:
     )
 
 
-def configs(ref: ModelRef) -> Mapping[str, Mapping[str, Any]]:
-    """Configurations by component (``CONFIGS``) of a model whose pipeline class can be driven.
+def family_and_configs(ref: ModelRef) -> tuple[Family, Configs]:
+    """Which family drives a model, and its configuration files.
 
     Raises
     ------
     UsageError
-        Where it is of another class, or a configuration file is missing or damaged.
+        Where no family does, or a configuration file is missing or damaged.
     """
-    folder = (
-        Path(ref.location)
-        if ref.kind == "folder"
-        else hub.snapshot(ref.location, [_INDEX, *CONFIGS.values()])
-    )
-    pipeline = _read_json(ref, folder, _INDEX).get("_class_name")
-    if pipeline not in PIPELINES:
-        raise UsageError(
-            f"--model {ref.location}: {pipeline} is not supported yet; supported are {', '.join(PIPELINES)}"
-        )
-    return {component: _read_json(ref, folder, name) for component, name in CONFIGS.items()}
+    index = _read_json(ref, _config_folder(ref, [_INDEX]), _INDEX)
+    pipeline = str(index.get("_class_name"))
+    family = family_of(pipeline)
+    if family is None:
+        known = ", ".join(sorted(name for each in FAMILIES for name in each.pipelines))
+        raise UsageError(f"--model {ref.location}: {pipeline} is not supported; supported are {known}")
+    files = {part: f"{part}/config.json" for part in family.parts} | {"scheduler": _SCHEDULER}
+    folder = _config_folder(ref, [_INDEX, *files.values()])
+    return family, {"index": index, **{part: _read_json(ref, folder, name) for part, name in files.items()}}
+
+
+def _config_folder(ref: ModelRef, names: Iterable[str]) -> Path:
+    return Path(ref.location) if ref.kind == "folder" else hub.snapshot(ref.location, names)
 
 
 def fetch(ref: ModelRef, components: Iterable[str]) -> Path:
@@ -138,26 +125,28 @@ def fetch(ref: ModelRef, components: Iterable[str]) -> Path:
     return hub.snapshot(ref.location, [f"{part}/{kind}" for part in components for kind in _COMPONENT_FILES])
 
 
-def find_tiny_vae(ref: ModelRef) -> str | None:
-    """A small decoder of FLUX.1's latents: a folder or a hub id; None where none is to be had.
+def find_tiny_vae(ref: ModelRef, family: Family) -> str | None:
+    """A small decoder of a model's latents: a folder or a hub id; None where none is to be had.
 
-    ``tiny_vae/`` in a model's folder; else ``TINY_VAE`` of the hub: from the cache or, for a model that came from
+    ``tiny_vae/`` in a model's folder; else the family's on the hub: from the cache or, for a model that came from
     there as well, downloaded (10 MB).
     """
     own = Path(ref.location) / "tiny_vae"
     if ref.kind == "folder" and own.is_dir():
         return str(own)
-    try:
-        hub.snapshot(TINY_VAE, _COMPONENT_FILES, cached=ref.kind == "folder")
-    except DinoRayError:
-        log.info("%s is not here: guidance decodes by the whole VAE, which takes longer", TINY_VAE)
+    if family.tiny_vae is None:
         return None
-    return TINY_VAE
+    try:
+        hub.snapshot(family.tiny_vae, _COMPONENT_FILES, cached=ref.kind == "folder")
+    except DinoRayError:
+        log.info("%s is not here: guidance decodes by the whole VAE, which takes longer", family.tiny_vae)
+        return None
+    return family.tiny_vae
 
 
 def fetch_tiny_vae(name: str) -> Path:
     """The folder of what ``find_tiny_vae`` found, on this machine, downloaded first where it has to be."""
-    return Path(name) if name != TINY_VAE else hub.snapshot(name, _COMPONENT_FILES)
+    return Path(name) if Path(name).is_dir() else hub.snapshot(name, _COMPONENT_FILES)
 
 
 def check_weights(ref: ModelRef, components: Iterable[str]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from dino_ray.fidelity.record import TileFidelity
 from dino_ray.plan.geometry import Grid, Rect, Scaling
@@ -19,12 +19,16 @@ if TYPE_CHECKING:
     import numpy as np
 
     from dino_ray.diffusion.denoiser import Denoiser
+    from dino_ray.diffusion.families.family import Picture
     from dino_ray.dino.calibration import Calibration
     from dino_ray.dino.features import FeatureLevel, FeatureMap
     from dino_ray.dino.loading import Dino
     from dino_ray.fidelity.colour import ColourLock
     from dino_ray.fidelity.grain import Grain
     from dino_ray.upsample import Upsampler
+
+TextArrays: TypeAlias = "Mapping[str, np.ndarray]"
+"""A prompt's embeddings, as ``Embeddings`` has them."""
 
 Handle = object
 """Names a result (a tile's pixels, a guide) that stays where the engine keeps it; only that engine can read it."""
@@ -53,8 +57,9 @@ class ReplicaSpec:
     """None: the base alone."""
     dino: Callable[[], Dino] | None = None
     """None: nothing is guided or verified by DINO."""
-    text: Callable[[str], Mapping[str, np.ndarray]] | None = None
-    """Prompt to embeddings; None where the model takes no text. Only one replica, for one call, holds the encoders."""
+    text: Callable[[Sequence[str], Picture], Mapping[str, TextArrays]] | None = None
+    """Prompts to each one's embeddings, with the source to look at; None where the model takes no text. Only one
+    replica, for one call, holds the encoders."""
     threads: int = 1
     """CPU threads of its torch."""
     torch: bool = True
@@ -73,7 +78,8 @@ class Guide:
     """Thresholds of the DINO model that guides and judges; None: there is none."""
     grain: Grain | None = None
     """How far the source's own pixels are to be believed; None: nobody asks."""
-    text: Mapping[str, np.ndarray] = field(default_factory=dict)
+    text: Mapping[str, TextArrays] = field(default_factory=dict)
+    """Embeddings by prompt, the negative one among them."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,10 @@ class ImageTask:
     seed: int = 0
     cfg: float | None = None
     prompt: str = ""
+    negative_prompt: str | None = None
+    """None: nothing is to be avoided."""
+    text_sees_source: bool = False
+    """Whether the model's text encoder looks at the source while it reads the prompt."""
     dino_tokens: bool = False
     """Whether the model attends to the source's features."""
     dino_strength: float = 0.0
@@ -106,6 +116,12 @@ class ImageTask:
     it; only tiles of a batch that keeps failing are tried one by one."""
     shared: bool = False
     """Whether every node finds the stores of source and canvas under the names that the driver knows them by."""
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """All that has to be encoded."""
+        negative = () if self.negative_prompt is None else (self.negative_prompt,)
+        return tuple(dict.fromkeys((self.prompt, *negative)))
 
 
 @dataclass(frozen=True)

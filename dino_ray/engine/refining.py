@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from dino_ray.diffusion.denoiser import Denoiser
+    from dino_ray.diffusion.denoiser import Denoiser, Embeddings
     from dino_ray.diffusion.sampler import Amend
     from dino_ray.dino.loading import Dino
 
@@ -121,9 +121,10 @@ def _draft(
     with watch("steps"):
         _, channels, h, w = base.shape
         field = [_noise(task, rect, denoiser.description.latent_scale, channels) for rect in rects]
-        sigmas = denoiser.sigmas(effort.denoise, task.steps, (h, w))
-        start = denoiser.noised(base, torch.from_numpy(np.stack(field)).to(device), effort.denoise)
-        conditioning = _conditioning(denoiser, task, guide, effort.strength, rects)
+        level = denoiser.description.within(effort.denoise)  # which a gentler try may have left
+        sigmas = denoiser.sigmas(level, task.steps, (h, w))
+        start = denoiser.noised(base, torch.from_numpy(np.stack(field)).to(device), level)
+        conditioning = _conditioning(denoiser, task, guide, effort.strength, base, rects)
         amend = _amend(models, task, guide, effort, base, rects, sigmas.tolist(), stop)
         latents = sample(
             denoiser, start, sigmas, conditioning, task.sampler, lambda step: heed(stop), amend=amend
@@ -150,7 +151,7 @@ def _noise(task: ImageTask, rect: Rect, scale: int, channels: int) -> np.ndarray
 
 
 def _conditioning(
-    denoiser: Denoiser, task: ImageTask, guide: Guide, strength: float, rects: Sequence[Rect]
+    denoiser: Denoiser, task: ImageTask, guide: Guide, strength: float, base: Tensor, rects: Sequence[Rect]
 ) -> Conditioning:
     import torch
 
@@ -165,7 +166,21 @@ def _conditioning(
             for rect in rects
         ]
         dino = DinoTokens(there(np.stack(crops)), strength)
-    return Conditioning({name: there(array) for name, array in guide.text.items()}, task.cfg, dino)
+
+    def text(prompt: str | None) -> Embeddings:
+        return (
+            {name: there(array) for name, array in guide.text.get(prompt, {}).items()}
+            if prompt is not None
+            else {}
+        )
+
+    return Conditioning(
+        text=text(task.prompt),
+        negative=text(task.negative_prompt),
+        cfg=task.cfg,
+        reference=base if denoiser.description.takes_reference else None,
+        dino=dino,
+    )
 
 
 def _amend(

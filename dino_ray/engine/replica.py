@@ -6,12 +6,22 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dino_ray.engine.bands import UINT16_MAX, LastRead, like, rgb, to_uint16, with_alpha
-from dino_ray.engine.protocol import DinoEffect, Guide, ImageTask, ReplicaSpec, TileCall, Timings
+from dino_ray.engine.protocol import (
+    DinoEffect,
+    Guide,
+    ImageTask,
+    Readable,
+    ReplicaSpec,
+    TextArrays,
+    TileCall,
+    Timings,
+)
 from dino_ray.engine.refining import Models, refine_batch
 from dino_ray.engine.thrift import OutOfMemory, Thrift
 from dino_ray.engine.turns import Turn, Turns
@@ -47,7 +57,8 @@ class Replica:
         self._upsampler: Upsampler | None = None
         self._denoiser: Denoiser | None = None
         self._dino: Dino | None = None
-        self._text: dict[str, Mapping[str, np.ndarray]] = {}
+        self._text: tuple[object, Mapping[str, TextArrays]] | None = None
+        """What was encoded last, and of what."""
         self._thrift = Thrift()
         self._turns = Turns()
 
@@ -94,11 +105,15 @@ class Replica:
         watch = Stopwatch()
         self._make_reproducible()
         seen = self._study(task, watch, stop)
-        if self._spec.text is not None and task.prompt not in self._text:
+        if self._spec.text is None:
+            return seen, watch.timings()
+        # A picture that the encoders look at makes every image's embeddings its own.
+        key = (task.prompts, id(task.source) if task.text_sees_source else None)
+        if self._text is None or self._text[0] != key:
             heed(stop)
             with watch("text"):
-                self._text = {task.prompt: self._spec.text(task.prompt)}
-        return replace(seen, text=self._text.get(task.prompt, {})), watch.timings()
+                self._text = key, self._spec.text(task.prompts, partial(_reduced, task.source))
+        return replace(seen, text=self._text[1]), watch.timings()
 
     def _study(self, task: ImageTask, watch: Stopwatch, stop: Stop) -> Guide:
         """What the source itself says: how grainy it is, and what DINO sees in it."""
@@ -234,6 +249,18 @@ class Replica:
         upsampler = self._upsampler
         assert upsampler is not None
         return self._thrift.in_strips(rect, lambda part: base_tile(read, part, task.scaling, upsampler))
+
+
+def _reduced(source: Readable, side: int) -> np.ndarray:
+    """A source of which neither side exceeds ``side``: (h, w, 3) float32 in [0, 1]."""
+    from dino_ray.dino.resample import Resized
+
+    width, height = source.info.width, source.info.height
+    shrink = min(1.0, side / max(width, height))
+    w, h = max(1, round(width * shrink)), max(1, round(height * shrink))
+    return Resized(lambda rect: rgb(unit_range(source.read(rect))), width, height, w, h).window(
+        Rect(0, 0, w, h)
+    )
 
 
 def merge(task: ImageTask, cells: Sequence[int], tiles: Mapping[int, np.ndarray]) -> list[Timings]:

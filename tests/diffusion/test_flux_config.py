@@ -7,12 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dino_ray.diffusion.families.flow_schedule import Schedule, shifted
 from dino_ray.diffusion.families.flux_config import (
     DISTILLED_NATIVE_STEPS,
+    FAMILY,
     GUIDED_NATIVE_STEPS,
-    Schedule,
-    describe,
-    shifted,
     text_tokens,
 )
 from dino_ray.errors import UsageError
@@ -25,6 +24,12 @@ levels = st.floats(1e-3, 1.0)
 DEV = {"shift": 3.0, "use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
 TRANSFORMER = {"_class_name": "FluxTransformer2DModel", "in_channels": 64, "guidance_embeds": False}
 VAE = {"latent_channels": 16, "block_out_channels": [128, 256, 512, 512]}
+
+
+def describe(name, transformer, vae, scheduler):
+    return FAMILY.describe(
+        name, {"transformer": transformer, "vae": vae, "scheduler": scheduler, "index": {}}
+    )
 
 
 @given(schedules, levels, st.integers(1, 50), st.integers(1, 20_000))

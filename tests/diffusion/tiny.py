@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import string
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,15 +62,23 @@ def make_tiny_flux(
         parts: dict[str, Any] = {"transformer": transformer, "vae": vae, "scheduler": scheduler}
         if text:
             parts |= _text_parts()
+    return save_pipeline(folder, "FluxPipeline", parts, _TEXT_NAMES)
+
+
+def save_pipeline(
+    folder: Path,
+    pipeline: str,
+    parts: dict[str, Any],
+    absent: Iterable[str] = (),
+    more: dict[str, Any] | None = None,
+) -> Path:
+    """Write components and a model_index.json, with what is absent named as such and more of its entries."""
     for name, part in parts.items():
         part.save_pretrained(folder / name)
     index = {name: [type(part).__module__.split(".")[0], type(part).__name__] for name, part in parts.items()}
-    absent = {name: [None, None] for name in _TEXT_NAMES if name not in parts}
-    (folder / "model_index.json").write_text(
-        json.dumps(
-            {"_class_name": "FluxPipeline", "_diffusers_version": "0.42.1", **index, **absent}, indent=2
-        )
-    )
+    index |= {name: [None, None] for name in absent if name not in parts}
+    facts = {"_class_name": pipeline, "_diffusers_version": "0.42.1", **index, **(more or {})}
+    (folder / "model_index.json").write_text(json.dumps(facts, indent=2))
     return folder
 
 
@@ -77,27 +86,31 @@ _TEXT_NAMES = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 
 
 def _text_parts() -> dict[str, Any]:
-    from transformers import (
-        CLIPTextConfig,
-        CLIPTextModel,
-        CLIPTokenizer,
-        T5Config,
-        T5EncoderModel,
-        T5TokenizerFast,
-    )
+    clip_tokenizer, clip = clip_encoder()
+    t5_tokenizer, t5 = t5_encoder()
+    return {
+        "text_encoder": clip,
+        "text_encoder_2": t5,
+        "tokenizer": clip_tokenizer,
+        "tokenizer_2": t5_tokenizer,
+    }
+
+
+def clip_encoder(projected: bool = False) -> tuple[Any, Any]:
+    """A tokenizer and a CLIP, with the projection of SDXL's second one or without."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
     letters = list(string.ascii_lowercase)
     clip_words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     clip_tokenizer = CLIPTokenizer(
         vocab={word: i for i, word in enumerate(clip_words)}, merges=[], model_max_length=CLIP_CONTEXT
     )
-    t5_pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((x, -3.0) for x in letters)]
-    t5_tokenizer = T5TokenizerFast(vocab=t5_pieces, extra_ids=0)
-    clip = CLIPTextModel(
+    clip = (CLIPTextModelWithProjection if projected else CLIPTextModel)(
         CLIPTextConfig(
             vocab_size=len(clip_words),
             hidden_size=TEXT_WIDTH,
             intermediate_size=2 * TEXT_WIDTH,
+            projection_dim=TEXT_WIDTH,
             num_hidden_layers=2,
             num_attention_heads=2,
             max_position_embeddings=CLIP_CONTEXT,
@@ -106,6 +119,16 @@ def _text_parts() -> dict[str, Any]:
             pad_token_id=clip_tokenizer.pad_token_id,
         )
     )
+    return clip_tokenizer, clip
+
+
+def t5_encoder() -> tuple[Any, Any]:
+    """A tokenizer and a T5."""
+    from transformers import T5Config, T5EncoderModel, T5TokenizerFast
+
+    letters = list(string.ascii_lowercase)
+    t5_pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((x, -3.0) for x in letters)]
+    t5_tokenizer = T5TokenizerFast(vocab=t5_pieces, extra_ids=0)
     t5 = T5EncoderModel(
         T5Config(
             vocab_size=len(t5_tokenizer),
@@ -117,12 +140,7 @@ def _text_parts() -> dict[str, Any]:
             feed_forward_proj="gated-gelu",
         )
     )
-    return {
-        "text_encoder": clip,
-        "text_encoder_2": t5,
-        "tokenizer": clip_tokenizer,
-        "tokenizer_2": t5_tokenizer,
-    }
+    return t5_tokenizer, t5
 
 
 if __name__ == "__main__":

@@ -1,17 +1,13 @@
-"""What a FLUX.1 model's configuration files say, read without torch.
-
-Black Forest Labs' FLUX.1 is a rectified flow (Liu et al. 2022, arXiv:2209.03003) whose noise levels are
-spaced by the shifted schedule of Esser et al. 2024 (arXiv:2403.03206, section 5.3.2).
-"""
+"""What the configuration files of Black Forest Labs' FLUX.1 say, read without torch."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from dino_ray.diffusion.denoiser import Description
+from dino_ray.diffusion.families.family import Configs, Family
+from dino_ray.diffusion.families.flow_schedule import Schedule
 from dino_ray.errors import UsageError
 
 PATCH = 2
@@ -39,90 +35,16 @@ GUIDANCE_SCALE = 3.5
 DISTILLED_TEXT_TOKENS, GUIDED_TEXT_TOKENS = 256, 512
 """T5 sequence lengths the two kinds were trained with."""
 
-_REPLACING_OPTIONS = (
-    "shift_terminal",
-    "use_karras_sigmas",
-    "use_exponential_sigmas",
-    "use_beta_sigmas",
-    "invert_sigmas",
-)
 
-
-@dataclass(frozen=True)
-class Schedule:
-    """How a model spaces its noise levels: ``shifted(t) = alpha t / (1 + (alpha - 1) t)`` over even ``t``.
-
-    Schnell's alpha is a constant; dev's grows exponentially with the number of image tokens. The map's
-    inverse is the map with ``1 / alpha``, so any noise level can be started from exactly.
-    """
-
-    shift: float = 1.0
-    """alpha where ``dynamic`` is false."""
-    dynamic: bool = False
-    base_shift: float = 0.5
-    """mu at ``base_tokens`` image tokens, where ``dynamic``; mu is linear in the tokens."""
-    max_shift: float = 1.15
-    """mu at ``max_tokens`` image tokens."""
-    base_tokens: int = 256
-    max_tokens: int = 4096
-    growth: Literal["exponential", "linear"] = "exponential"
-    """``exponential``: alpha = exp(mu); ``linear``: alpha = mu."""
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any], name: str = "scheduler") -> Schedule:
-        """Read a ``scheduler_config.json``.
-
-        Raises
-        ------
-        UsageError
-            Where the config asks for a spacing other than the shifted one.
-        """
-        if asked := [option for option in _REPLACING_OPTIONS if config.get(option)]:
-            raise UsageError(
-                f"{name}: its scheduler sets {', '.join(asked)}, which this version does not follow; "
-                "remove it from scheduler_config.json to use the shifted schedule FLUX.1 was trained with"
-            )
-        return cls(
-            shift=float(config.get("shift", 1.0)),
-            dynamic=bool(config.get("use_dynamic_shifting", False)),
-            base_shift=float(config.get("base_shift", 0.5)),
-            max_shift=float(config.get("max_shift", 1.15)),
-            base_tokens=int(config.get("base_image_seq_len", 256)),
-            max_tokens=int(config.get("max_image_seq_len", 4096)),
-            growth=config.get("time_shift_type", "exponential"),
-        )
-
-    def alpha(self, tokens: int) -> float:
-        """Strength of the shift for an image of ``tokens`` tokens; 1 is no shift."""
-        if not self.dynamic:
-            return self.shift
-        slope = (self.max_shift - self.base_shift) / (self.max_tokens - self.base_tokens)
-        mu = self.base_shift + slope * (tokens - self.base_tokens)
-        return math.exp(mu) if self.growth == "exponential" else mu
-
-    def sigmas(self, denoise: float, steps: int, tokens: int) -> list[float]:
-        """``steps + 1`` noise levels, spaced as the model's own, from exactly ``denoise`` in (0, 1] to 0."""
-        alpha = self.alpha(tokens)
-        start = shifted(denoise, 1 / alpha)
-        between = [shifted(start * (steps - i) / steps, alpha) for i in range(1, steps)]
-        return [denoise, *between, 0.0]
-
-
-def shifted(t: float, alpha: float) -> float:
-    """Time ``t`` in [0, 1] shifted towards noise by ``alpha`` > 1, away from it by ``alpha`` < 1."""
-    return alpha * t / (1 + (alpha - 1) * t)
-
-
-def describe(
-    name: str, transformer: Mapping[str, Any], vae: Mapping[str, Any], scheduler: Mapping[str, Any]
-) -> Description:
-    """A FLUX.1 model's description from its three configs.
+def describe(name: str, configs: Configs) -> Description:
+    """A FLUX.1 model's description from its configs.
 
     Raises
     ------
     UsageError
         Where the configs are not those of a FLUX.1 text-to-image model.
     """
+    transformer, vae = configs["transformer"], configs["vae"]
     if (kind := transformer.get("_class_name")) != "FluxTransformer2DModel":
         raise UsageError(
             f"{name}: its transformer is a {kind}, FLUX.1's is a FluxTransformer2DModel; give a FLUX.1 model"
@@ -133,7 +55,7 @@ def describe(
             f"{name}: its transformer takes {inputs} channels where plain FLUX.1 with this VAE takes "
             f"{PATCH**2 * channels}; control, fill and editing variants are not supported yet"
         )
-    Schedule.from_config(scheduler, name)
+    Schedule.from_config(configs["scheduler"], name)
     guided = bool(transformer.get("guidance_embeds", False))
     latent_scale = 2 ** (len(vae["block_out_channels"]) - 1)
     return Description(
@@ -159,3 +81,17 @@ def text_tokens(transformer: Mapping[str, Any]) -> int:
 def text_width(transformer: Mapping[str, Any]) -> int:
     """Channels of the text tokens that a transformer of this config takes; FLUX.1's are T5's."""
     return int(transformer.get("joint_attention_dim", 4096))
+
+
+FAMILY = Family(
+    name="flux",
+    title="FLUX.1",
+    pipelines=frozenset({"FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline"}),
+    core="transformer",
+    text=("text_encoder", "text_encoder_2"),
+    tokenizers=("tokenizer", "tokenizer_2"),
+    module="dino_ray.diffusion.families.flux",
+    describe=describe,
+    tiny_vae="madebyollin/taef1",
+)
+"""Kontext, Control and Fill, which take a reference, a control or a mask as more tokens or channels, are others."""

@@ -1,0 +1,33 @@
+"""Reading prompts as diffusers' own pipelines do."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from dino_ray.diffusion.components import TextParts
+from dino_ray.diffusion.families.family import Configs
+
+
+@contextmanager
+def stock_pipeline(parts: TextParts, configs: Configs) -> Iterator[Any]:
+    """A model's own pipeline, of its text encoders alone: ``encode_prompt`` works, and nothing else.
+
+    Raises
+    ------
+    JobError
+        Where a part can't be loaded.
+    """
+    import diffusers
+
+    cls = getattr(diffusers, configs["index"]["_class_name"])
+    wanted = [
+        name
+        for name, parameter in inspect.signature(cls.__init__).parameters.items()
+        if name != "self" and parameter.default is inspect.Parameter.empty
+    ]
+    with parts.loaded(*parts.files) as loaded:
+        made = dict(zip(parts.files, loaded, strict=True))
+        yield cls(**dict.fromkeys(wanted) | made)

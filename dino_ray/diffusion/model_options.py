@@ -1,0 +1,13 @@
+"""How a model is put together and run, beyond its name, device and precision. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """One value for all that ``loading`` is asked to do with a model; the defaults are the model as it is published."""
+
+
+AS_PUBLISHED = ModelOptions()

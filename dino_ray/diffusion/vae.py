@@ -1,0 +1,101 @@
+"""Between pixels and a model's latents, through the autoencoder that it was trained with."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+VAE_WINDOWS = (512, 256)
+"""canvas_px: sides, one after the other, of the windows that a VAE works in where whole tiles do not fit. The side that
+diffusers would take is that of the images the VAE was trained on, which divides no tile."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model computes, and in what precision. Neither is where or how its weights are kept, as those may be
+    offloaded or quantised.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def put(self, value: Tensor) -> Tensor:
+        """A floating-point input, as the model takes it."""
+        return value.to(self.device, self.dtype)
+
+
+class Vae(Protocol):
+    """Pixels (B, 3, H, W) in [0, 1] to latents (B, C, h, w) of about unit variance, and back; float32 outside.
+
+    It draws no random numbers, and passes gradients on where they are asked for.
+    """
+
+    model: Any
+    """The autoencoder itself."""
+
+    def encode(self, pixels: Tensor) -> Tensor: ...
+
+    def decode(self, latents: Tensor) -> Tensor: ...
+
+    def save_memory(self) -> str | None: ...
+
+
+class KlVae:
+    """An ``AutoencoderKL``: one factor and one shift bring its latents to unit variance. SD to SD3, FLUX.1, Z-Image.
+
+    Parameters
+    ----------
+    model : diffusers.AutoencoderKL
+        Is frozen, and told to keep no activations where a gradient is asked for: all of them would take tens of GB at
+        1024 px.
+    """
+
+    def __init__(self, model: Any, place: Place) -> None:
+        self.model, self._place = model.eval().requires_grad_(False), place
+        model.enable_gradient_checkpointing()
+        self._shift = float(getattr(model.config, "shift_factor", None) or 0.0)
+        self._factor = float(model.config.scaling_factor)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """The posterior's mode."""
+        signed = self._place.put(pixels * 2 - 1)
+        mode: Tensor = self.model.encode(signed, return_dict=False)[0].mode()
+        return (mode.float() - self._shift) * self._factor
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Nominally in [0, 1], and not clipped."""
+        raw = self._place.put(latents.float() / self._factor + self._shift)
+        signed: Tensor = self.model.decode(raw, return_dict=False)[0]
+        return signed.float() / 2 + 0.5
+
+    def save_memory(self) -> str | None:
+        """As ``Denoiser.save_memory``: encode and decode in smaller windows, blended where they overlap.
+
+        The VAE's normalisation then sees a window where it saw the tile: tones may shift slightly.
+        """
+        now = self.model.tile_sample_min_size if self.model.use_tiling else math.inf
+        side = next((side for side in VAE_WINDOWS if side < now), None)
+        if side is None:
+            return None
+        self.model.enable_tiling()
+        self.model.tile_sample_min_size = side
+        self.model.tile_latent_min_size = side // 2 ** (len(self.model.config.block_out_channels) - 1)
+        return f"VAE tiling of {side} px"
+
+
+class TinyDecoder:
+    """An ``AutoencoderTiny`` of the same latents, a tenth of the VAE's work, for guidance to look through."""
+
+    def __init__(self, model: Any, place: Place) -> None:
+        self.model, self._place = model.eval().requires_grad_(False), place
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """As ``Vae.decode``, nearly."""
+        config = self.model.config
+        raw = latents.float() / config.scaling_factor + config.shift_factor
+        signed: Tensor = self.model.decode(self._place.put(raw), return_dict=False)[0]
+        return signed.float() / 2 + 0.5

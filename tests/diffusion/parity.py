@@ -1,0 +1,25 @@
+"""What the tests of the model families share: latents, and our loop from them."""
+
+from __future__ import annotations
+
+import torch
+
+from dino_ray.diffusion.sampler import sample
+
+
+def latents(denoiser, h, w, batch=1, seed=0):
+    """Unit noise (batch, channels, h, w), always the same."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, denoiser.description.latent_channels, h, w, generator=generator)
+
+
+def refined(denoiser, conditioning, denoise, steps, h, w, batch=2):
+    """Sigmas, the start at their first, and the latents that our loop goes to from there."""
+    sigmas = denoiser.sigmas(denoise, steps, (h, w))
+    start = denoiser.noised(latents(denoiser, h, w, batch), latents(denoiser, h, w, batch, seed=1), denoise)
+    return sigmas, start, sample(denoiser, start, sigmas, conditioning)
+
+
+def batched(embeddings, batch):
+    """Embeddings for each tile of a batch."""
+    return {name: value.expand(batch, *value.shape[1:]) for name, value in embeddings.items()}
