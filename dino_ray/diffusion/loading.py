@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dino_ray.diffusion import adapter_file, model_files, storage
+from dino_ray.diffusion import adapter_file, controlnet_files, model_files, storage
 from dino_ray.diffusion.catalogue import ALIASES, KNOWN, KnownModel
 from dino_ray.diffusion.denoiser import Denoiser, Description, Embeddings
 from dino_ray.diffusion.device import pick_device
-from dino_ray.diffusion.dtypes import TORCH, Dtypes
+from dino_ray.diffusion.dtypes import FP8, TORCH, Dtypes
 from dino_ray.diffusion.families import FLUX, Configs, Family, flux_config
 from dino_ray.diffusion.families.family import Picture, class_of, no_picture
 from dino_ray.diffusion.model_files import ModelRef, resolve
@@ -73,6 +74,9 @@ def describe(model: str, adapter: str | None = None, options: ModelOptions = AS_
         family, configs = model_files.family_and_configs(ref)
         description = family.describe(ref.name, configs)
         model_files.check_weights(ref, (*family.parts, *family.text_parts(configs["index"])))
+        if options.controlnet is not None:
+            controlnet_files.describe(options.controlnet, family, configs)
+            description = replace(description, takes_control=True)
     if adapter is None:
         return description
     return adapter_file.describe(adapter, adapter_target(ref)).applied_to(description)
@@ -212,19 +216,31 @@ def _load(ref: ModelRef, device: str, dtypes: Dtypes, sketch: str | None, option
         )
         for part in files
     }
-    models[
-        "vae"
-    ].enable_slicing()  # tiles pass it one by one: it alone fills a GPU, and has the largest activations
+    models["vae"].enable_slicing()  # one tile alone fills a GPU, and nothing's activations are as large
     if sketch is not None:
         kept["tiny_vae"] = Kept(storage.compute(dtypes, device))
         models["tiny_vae"] = components.load_tiny_vae(
             model_files.fetch_tiny_vae(sketch), description, kept["tiny_vae"], device
         )
+    if options.controlnet is not None:
+        found = components.PartFiles(
+            "controlnet",
+            "diffusers",
+            controlnet_files.describe(options.controlnet, family, configs),
+            controlnet_files.fetch(options.controlnet),
+        )
+        kept["controlnet"] = Kept(
+            storage.compute(dtypes, device, "controlnet"), fp8=dtypes.of("controlnet") == FP8
+        )
+        models["controlnet"] = components.load_model(
+            found, kept["controlnet"], offload.loaded_to(kept["controlnet"], device, options.offload)
+        )
+        description = replace(description, takes_control=True)
     places = {part: Place(torch.device(device), components.compute_dtype(kept[part])) for part in models}
     denoiser = _module(family).build(Loaded(models, places), configs, description)
     if options.vae_tile is not None:
         denoiser.work_in_windows(options.vae_tile)
-    offload.apply(models[family.core], models["vae"], device, options.offload)
+    offload.apply(models, family.core, device, options.offload)
     return denoiser
 
 
@@ -244,7 +260,8 @@ def _kept(
     UsageError
         Where that can't be.
     """
-    storage.check_parts(dtypes, (*family.parts, *family.text_parts(configs["index"])))
+    others = ("controlnet",) if options.controlnet is not None else ()
+    storage.check_parts(dtypes, (*family.parts, *family.text_parts(configs["index"]), *others))
     made = {}
     for part in parts:
         role: storage.Role = "core" if part == family.core else "vae" if part == "vae" else "text"

@@ -17,6 +17,8 @@ Offload: TypeAlias = Literal["none", "model", "group", "sequential"]
 class ModelOptions:
     """One value for all that ``loading`` is asked to do with a model; the defaults are the model as it is published."""
 
+    controlnet: str | None = None
+    """A folder or a hub id."""
     quantize: Quantizer | None = None
     """Of what predicts, and of large text encoders."""
     offload: Offload = "none"
