@@ -181,7 +181,7 @@ def resolve(config: UpscaleConfig) -> Settings:
         raise UsageError("--shared: says that every node sees the job directory; name it with --job-dir")
     if config.model == NO_MODEL:
         return _without_model(config)
-    from dino_ray.diffusion import loading
+    from dino_ray.diffusion import keeping, loading
 
     options = _model_options(config)
     model = loading.describe(config.model, config.dino_adapter, options)
@@ -211,7 +211,7 @@ def resolve(config: UpscaleConfig) -> Settings:
     tile = config.tile if config.tile is not None else model.tile
     # A cluster's machines are others, and judge for themselves.
     here = config.device if config.address in ("none", "local") else None
-    loading.check_memory_options(config.model, config.dtype, options, tile, here)
+    keeping.check(config.model, config.dtype, options, tile, here)
     half = tile // model.pixel_multiple // 2 * model.pixel_multiple  # the most that the plan allows
     overlap = config.overlap if config.overlap is not None else min(model.overlap, half)
     settings = Settings(

@@ -79,3 +79,6 @@ def _one_or_the_other(core: Any, vae: Any, device: str) -> None:
         accelerate.cpu_offload_with_hook(model, torch.device(device)) for model in (core, vae)
     )
     core_hook.hook.prev_module_hook, vae_hook.hook.prev_module_hook = vae_hook, core_hook
+    for hook in (core_hook.hook, vae_hook.hook):
+        # Weights that come in inference mode could take no part in the gradients that guidance asks for later.
+        hook.pre_forward = torch.inference_mode(False)(hook.pre_forward)

@@ -60,7 +60,8 @@ def types(model) -> set[torch.dtype]:
 
 def off_by(one, other, conditioning) -> float:
     x = latents(one, H, W)
-    return (one.predict(x, 0.5, conditioning) - other.predict(x, 0.5, conditioning)).abs().max().item()
+    with torch.inference_mode():
+        return (one.predict(x, 0.5, conditioning) - other.predict(x, 0.5, conditioning)).abs().max().item()
 
 
 def refused(**options) -> str:
@@ -244,12 +245,15 @@ def test_a_job_for_other_machines_is_not_judged_by_this_one(flux):
 
 
 def used(denoiser, conditioning):
-    """All that a replica does with a model."""
-    base = denoiser.encode(torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(3)))
-    x = denoiser.predict(base, 0.5, conditioning).detach().requires_grad_(True)
-    (slope,) = torch.autograd.grad(denoiser.sketch(x).square().mean(), x)
-    again = denoiser.predict(x.detach(), 0.3, conditioning)
-    return base, slope, denoiser.decode(again)
+    """All that a replica does with a model, in the modes in which it does it."""
+    with torch.inference_mode():
+        base = denoiser.encode(torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(3)))
+        x = denoiser.predict(base, 0.5, conditioning)
+        with torch.inference_mode(False), torch.enable_grad():
+            seen = x.clone().requires_grad_(True)
+            (slope,) = torch.autograd.grad(denoiser.sketch(seen).square().mean(), seen)
+        again = denoiser.predict(x, 0.3, conditioning)
+        return base, slope, denoiser.decode(again)
 
 
 @pytest.fixture
@@ -298,6 +302,16 @@ def test_whole_models_take_turns(flux, conditioning, here):
         hook.pre_forward = lambda *a, name=name, once=once, **k: seen.append(name) or once(*a, **k)
     used(denoiser, conditioning)
     assert seen == ["vae", "core", "vae", "core", "vae"]
+
+
+def test_weights_that_came_in_inference_mode_can_take_part_in_a_gradient(flux, here, monkeypatch):
+    vae = (denoiser := loading.load(flux, "cpu", options=ModelOptions(offload="model")))._vae.model
+    moved = []
+    monkeypatch.setattr(vae, "to", lambda device: moved.append(torch.is_inference_mode_enabled()))
+    monkeypatch.setattr(vae._hf_hook, "execution_device", torch.device("meta"))  # where it is not
+    with torch.inference_mode():
+        denoiser.encode(torch.rand(1, 3, 32, 32))
+    assert moved == [False]
 
 
 @pytest.mark.parametrize("how", ["group", "sequential"])
