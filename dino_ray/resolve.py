@@ -207,11 +207,11 @@ def resolve(config: UpscaleConfig) -> Settings:
         raise UsageError(
             "--sampler heun: differs from euler from --steps 2 on; raise --steps or leave it out"
         )
-    dino, strength = _dino(config, model, denoise)
     tile = config.tile if config.tile is not None else model.tile
     # A cluster's machines are others, and judge for themselves.
     here = config.device if config.address in ("none", "local") else None
     keeping.check(config.model, config.dtype, options, tile, here)
+    dino, strength = _dino(config, model, denoise)
     half = tile // model.pixel_multiple // 2 * model.pixel_multiple  # the most that the plan allows
     overlap = config.overlap if config.overlap is not None else min(model.overlap, half)
     settings = Settings(
