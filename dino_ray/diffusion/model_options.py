@@ -9,5 +9,8 @@ from dataclasses import dataclass
 class ModelOptions:
     """One value for all that ``loading`` is asked to do with a model; the defaults are the model as it is published."""
 
+    controlnet: str | None = None
+    """A folder or a hub id."""
+
 
 AS_PUBLISHED = ModelOptions()

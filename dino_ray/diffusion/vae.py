@@ -117,7 +117,10 @@ class BatchNormVae(KlVae):
 
     def _statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation, (1, C, 1, 1) each; asked for anew, since the model may have been moved."""
-        mean, variance = (value.float().view(1, -1, 1, 1) for value in (self.model.bn.running_mean, self.model.bn.running_var))
+        mean, variance = (
+            value.float().view(1, -1, 1, 1)
+            for value in (self.model.bn.running_mean, self.model.bn.running_var)
+        )
         return mean, (variance + self.model.config.batch_norm_eps).sqrt()
 
 

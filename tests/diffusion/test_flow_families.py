@@ -8,8 +8,8 @@ import diffusers
 import PIL.Image
 import pytest
 import torch
-from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 from parity import batched, latents, refined, unshifted
 from tiny_flows import make_tiny
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
@@ -104,11 +104,15 @@ def theirs(kind, stock, denoiser, conditioning, base, sigmas, start):
         given["max_area"] = base.height * base.width
         return unpack(stock(**given).images, H, W)
     if kind.startswith("sd3"):
-        return stock(image=torch.zeros(batch, 3, base.height, base.width), strength=1.0, latents=start, **given).images
+        return stock(
+            image=torch.zeros(batch, 3, base.height, base.width), strength=1.0, latents=start, **given
+        ).images
     made = stock(image=base, latents=pixel_unshuffle(start, 2), **given).images
     if kind == "flux2":
         return unpack(made, H, W)
-    mean, variance = (each.view(1, -1, 1, 1) for each in (stock.vae.bn.running_mean, stock.vae.bn.running_var))
+    mean, variance = (
+        each.view(1, -1, 1, 1) for each in (stock.vae.bn.running_mean, stock.vae.bn.running_var)
+    )
     deviation = (variance + stock.vae.config.batch_norm_eps).sqrt()
     return pixel_shuffle((pixel_unshuffle(made, 2) - mean) / deviation, 2)
 
@@ -208,3 +212,12 @@ def test_gradients_pass_to_the_latents_through_decoding(denoiser):
     x = latents(denoiser, H, W).requires_grad_()
     denoiser.sketch(x).sum().backward()
     assert x.grad.abs().sum() > 0
+
+
+def test_a_prompt_that_flux2_may_have_cut_is_warned_of(kind, folder, caplog):
+    if not kind.startswith(("flux2", "klein")):
+        pytest.skip("the stock pipeline itself says so")
+    loading.encode_text(str(folder), "a" * 200, "cpu")
+    assert not caplog.records
+    loading.encode_text(str(folder), "a" * 600, "cpu")
+    assert "the prompt fills the 512 tokens" in caplog.text

@@ -15,7 +15,11 @@ from typing import Any
 import torch
 from tiny import TEXT_WIDTH, clip_encoder, make_tiny_flux, save_pipeline, t5_encoder
 
-KLEIN = {"klein": "Flux2KleinPipeline", "klein-base": "Flux2KleinPipeline", "klein-kv": "Flux2KleinKVPipeline"}
+KLEIN = {
+    "klein": "Flux2KleinPipeline",
+    "klein-base": "Flux2KleinPipeline",
+    "klein-kv": "Flux2KleinKVPipeline",
+}
 LAYERS = 31
 """Of the language models: FLUX.2 reads the thirtieth."""
 CHAT = (
@@ -136,7 +140,10 @@ def _sd3(folder: Path, kind: str) -> Path:
     if kind != "sd3.5":  # which is saved without T5 here
         parts["tokenizer_3"], parts["text_encoder_3"] = t5_encoder(wide)
     return save_pipeline(
-        folder, "StableDiffusion3Pipeline", parts, ("tokenizer_3", "text_encoder_3", "image_encoder", "feature_extractor")
+        folder,
+        "StableDiffusion3Pipeline",
+        parts,
+        ("tokenizer_3", "text_encoder_3", "image_encoder", "feature_extractor"),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,10 +15,10 @@ from dino_ray.diffusion.context import lay_out
 from dino_ray.diffusion.denoiser import Conditioning, Description, Embeddings
 from dino_ray.diffusion.families.family import Configs
 from dino_ray.diffusion.families.flow_denoiser import FlowDenoiser
-from dino_ray.diffusion.families.flow_schedule import PATCH, Schedule
+from dino_ray.diffusion.families.flow_schedule import PATCH
 from dino_ray.diffusion.families.flux_text import encode_text
 from dino_ray.diffusion.families.latent_denoiser import Loaded
-from dino_ray.diffusion.vae import KlVae, Place, TinyDecoder, Vae
+from dino_ray.diffusion.vae import Place
 
 __all__ = ["FluxDenoiser", "build", "encode_text", "pack", "picture_tokens", "position_ids", "unpack"]
 
@@ -71,24 +72,10 @@ def picture_tokens(
 class FluxDenoiser(FlowDenoiser):
     """A transformer and a VAE of FLUX.1.
 
-    Parameters
-    ----------
-    transformer : diffusers.FluxTransformer2DModel
-    vae, place, schedule, description, tiny
-        As `FlowDenoiser` takes them.
+    Takes what `FlowDenoiser` takes, with a ``diffusers.FluxTransformer2DModel``.
     """
 
-    def __init__(
-        self,
-        transformer: Any,
-        vae: Vae,
-        place: Place,
-        schedule: Schedule,
-        description: Description,
-        tiny: TinyDecoder | None = None,
-    ) -> None:
-        super().__init__(transformer, vae, place, schedule, description, tiny)
-        self._adapter: Adapter | None = None
+    _adapter: Adapter | None = None
 
     def adapted(self, adapter: Adapter, facts: AdapterFacts) -> FluxDenoiser:
         """The same model, attending to what ``adapter`` makes of DINO tokens as it does to text.
@@ -120,17 +107,46 @@ class FluxDenoiser(FlowDenoiser):
             img_ids=positions,
             joint_attention_kwargs=context.attention(len(positions)),
             return_dict=False,
+            **self._controlled(x, sigma, text, conditioning),
         )[0]
         return unpack(velocity[:, : rows * cols].float(), h, w)
+
+    def _controlled(
+        self, x: Tensor, sigma: float, text: Embeddings, conditioning: Conditioning
+    ) -> dict[str, Any]:
+        """What a ControlNet adds in the transformer's blocks. It reads the prompt and no DINO tokens."""
+        control = self._acting(conditioning, sigma)
+        if control is None or self._controlnet is None:
+            return {}
+        network, place = self._controlnet.model, self._controlnet.place
+        batch, _, h, w = x.shape
+        prompt = place.put(self._text(text, "prompt_embeds", batch))
+        by_pixels = network.input_hint_block is not None
+        double, single = network(
+            hidden_states=place.put(pack(x)),
+            controlnet_cond=place.put(control.pixels * 2 - 1 if by_pixels else pack(control.latents)),
+            conditioning_scale=control.scale,
+            timestep=torch.full((batch,), sigma, device=self.device),
+            guidance=torch.full((batch,), self._scale(conditioning), device=self.device)
+            if network.config.guidance_embeds
+            else None,
+            pooled_projections=place.put(self._text(text, "pooled_prompt_embeds", batch)),
+            encoder_hidden_states=prompt,
+            txt_ids=torch.zeros(prompt.shape[1], 3, device=self.device),
+            img_ids=position_ids(h // PATCH, w // PATCH, self.device),
+            return_dict=False,
+        )
+        return {
+            "controlnet_block_samples": _put(double, self._place),
+            "controlnet_single_block_samples": _put(single, self._place),
+            "controlnet_blocks_repeat": by_pixels,
+        }
+
+
+def _put(samples: Sequence[Tensor] | None, place: Place) -> list[Tensor] | None:
+    return None if samples is None else [place.put(sample) for sample in samples]
 
 
 def build(loaded: Loaded, configs: Configs, description: Description) -> FluxDenoiser:
     """A FLUX.1 model of its loaded parts."""
-    return FluxDenoiser(
-        loaded.models["transformer"],
-        KlVae(loaded.models["vae"], loaded.places["vae"]),
-        loaded.places["transformer"],
-        Schedule.from_config(configs["scheduler"], description.name),
-        description,
-        loaded.tiny(),
-    )
+    return FluxDenoiser.of(loaded, configs, description)

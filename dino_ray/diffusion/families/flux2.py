@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,12 +15,13 @@ from dino_ray.diffusion.components import TextParts
 from dino_ray.diffusion.denoiser import Conditioning, Description, Embeddings
 from dino_ray.diffusion.families.family import Configs, Picture
 from dino_ray.diffusion.families.flow_denoiser import FlowDenoiser
-from dino_ray.diffusion.families.flow_schedule import Schedule
 from dino_ray.diffusion.families.flux import picture_tokens, unpack
 from dino_ray.diffusion.families.flux2_config import KLEIN_PIPELINE, KV_PIPELINE, mu
 from dino_ray.diffusion.families.latent_denoiser import Loaded
 from dino_ray.diffusion.families.stock_text import stock_pipeline
 from dino_ray.diffusion.vae import BatchNormVae
+
+log = logging.getLogger(__name__)
 
 REFERENCE = 10.0
 """First rotary coordinate of the reference's tokens; a second reference would have 20."""
@@ -31,9 +33,11 @@ class Flux2Denoiser(FlowDenoiser):
     Positions have four coordinates: picture, row, column and, of text, place in the prompt.
     """
 
+    vae_class = BatchNormVae
+
     def _answer(self, x: Tensor, sigma: float, text: Embeddings, conditioning: Conditioning) -> Tensor:
         """The velocity ``noise - x0`` of the picture's tokens, which come before the reference's."""
-        batch, _, h, w = x.shape
+        _, _, h, w = x.shape
         tokens, positions = picture_tokens(x, conditioning.reference, REFERENCE, self.device)
         velocity = self._ask(tokens, pad(positions, (0, 1)), sigma, text, conditioning)
         return unpack(velocity[:, : len(positions) // 2].float(), h, w)
@@ -103,14 +107,7 @@ class Flux2KvDenoiser(Flux2Denoiser):
 def build(loaded: Loaded, configs: Configs, description: Description) -> Flux2Denoiser:
     """A FLUX.2 model of its loaded parts."""
     kind = Flux2KvDenoiser if configs["index"].get("_class_name") == KV_PIPELINE else Flux2Denoiser
-    return kind(
-        loaded.models["transformer"],
-        BatchNormVae(loaded.models["vae"], loaded.places["vae"]),
-        loaded.places["transformer"],
-        Schedule.from_config(configs["scheduler"], description.name, mu),
-        description,
-        loaded.tiny(),
-    )
+    return kind.of(loaded, configs, description, mu)
 
 
 def encode_text(
@@ -126,10 +123,18 @@ def encode_text(
     if configs["index"]["_class_name"] == KV_PIPELINE:  # which can't be made without its transformer
         configs = {**configs, "index": {**configs["index"], "_class_name": KLEIN_PIPELINE}}
     with stock_pipeline(_reading(parts), configs) as pipeline:
+        pipeline.text_encoder.register_forward_pre_hook(_warn_of_a_cut, with_kwargs=True)
         return {
             prompt: {"prompt_embeds": pipeline.encode_prompt(prompt, device=pipeline.device)[0].float().cpu()}
             for prompt in prompts
         }
+
+
+def _warn_of_a_cut(model: Any, args: object, asked: Mapping[str, Tensor]) -> None:
+    """Say where a prompt has left no padding: the pipeline cuts without a word."""
+    if bool(asked["attention_mask"].all()):
+        tokens = asked["attention_mask"].shape[1]
+        log.warning("the prompt fills the %d tokens that FLUX.2 reads: its end may be cut", tokens)
 
 
 def _reading(parts: TextParts) -> TextParts:

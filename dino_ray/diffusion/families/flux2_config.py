@@ -59,7 +59,10 @@ def describe(name: str, configs: Configs) -> Description:
             f"{name}: its transformer takes {inputs} channels where FLUX.2 with this VAE takes {PATCH**2 * channels}; "
             "give a whole FLUX.2 model"
         )
-    if vae.get("_class_name") != "AutoencoderKLFlux2" or tuple(vae.get("patch_size", (2, 2))) != (PATCH, PATCH):
+    if vae.get("_class_name") != "AutoencoderKLFlux2" or tuple(vae.get("patch_size", (2, 2))) != (
+        PATCH,
+        PATCH,
+    ):
         raise UsageError(
             f"{name}: its VAE is a {vae.get('_class_name')}, FLUX.2's is an AutoencoderKLFlux2 of patches of "
             f"{PATCH} by {PATCH}; give a whole FLUX.2 model"

@@ -123,6 +123,7 @@ FAMILY = Family(
     tokenizers=("tokenizer", "tokenizer_2"),
     module="dino_ray.diffusion.families.flux",
     describe=describe,
+    controlnet="FluxControlNetModel",
     tiny_vae="madebyollin/taef1",
 )
 """Control and Fill, which take a control or a mask as more channels, are other models."""
@@ -133,6 +134,7 @@ KONTEXT = replace(
     title="FLUX.1 Kontext",
     pipelines=frozenset({"FluxKontextPipeline", "FluxKontextInpaintPipeline"}),
     describe=describe_kontext,
+    controlnet=None,
 )
 """The same transformer, trained to attend to a reference; only its pipeline's class tells it from FLUX.1. A family of
-its own, since DINO adapters are trained beside FLUX.1's text alone."""
+its own, since DINO adapters and ControlNets are trained beside FLUX.1's text, and know of no reference."""

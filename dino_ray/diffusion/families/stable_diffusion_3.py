@@ -13,10 +13,8 @@ from dino_ray.diffusion.components import TextParts
 from dino_ray.diffusion.denoiser import Conditioning, Description, Embeddings
 from dino_ray.diffusion.families.family import Configs, Picture
 from dino_ray.diffusion.families.flow_denoiser import FlowDenoiser
-from dino_ray.diffusion.families.flow_schedule import Schedule
 from dino_ray.diffusion.families.latent_denoiser import Loaded
 from dino_ray.diffusion.families.stock_text import stock_pipeline
-from dino_ray.diffusion.vae import KlVae
 
 TIMESTEPS = 1000
 """What the transformer takes for a noise level of 1."""
@@ -39,14 +37,7 @@ class StableDiffusion3Denoiser(FlowDenoiser):
 
 def build(loaded: Loaded, configs: Configs, description: Description) -> StableDiffusion3Denoiser:
     """A Stable Diffusion 3 model of its loaded parts."""
-    return StableDiffusion3Denoiser(
-        loaded.models["transformer"],
-        KlVae(loaded.models["vae"], loaded.places["vae"]),
-        loaded.places["transformer"],
-        Schedule.from_config(configs["scheduler"], description.name),
-        description,
-        loaded.tiny(),
-    )
+    return StableDiffusion3Denoiser.of(loaded, configs, description)
 
 
 def encode_text(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dino_ray.diffusion.denoiser import Description
 from dino_ray.diffusion.families.family import Configs, Family
 from dino_ray.diffusion.families.flow_schedule import PATCH, Schedule
+from dino_ray.diffusion.families.stable_diffusion_config import PROMPT
 from dino_ray.errors import UsageError
 
 TILE = 1024
@@ -17,12 +18,13 @@ NATIVE_STEPS, TURBO_NATIVE_STEPS = 28, 4
 """Steps from pure noise that the models, and the step-distilled Turbo, are meant for."""
 
 STEPS, TURBO_STEPS = 8, 2
-"""Default steps of a refiner, no coarser than the native ones up to a denoise of 0.5: at a shift of 3, 7 of 28 and 1 of
-4 lie below that."""
+"""Default steps of a refiner, no coarser than the native ones up to a denoise of 0.5: at a shift of 3, 7 of 28 and one
+of 4 lie below that. They are even before the shift is put on them; the stock pipeline's own grid ends with a step from
+a noise level of 0.009."""
 
 GUIDANCE_SCALE = 4.5
-"""Stability AI's recommendation for 3.5. SD3's own 7 is for making pictures of noise; a high scale burns the contrast of
-one that is there already."""
+"""Stability AI's recommendation for 3.5. SD3's own 7 is for making pictures of noise; a high scale burns the contrast
+of one that is there already."""
 
 TURBO = "turbo"
 """Of the models' own names. Their configuration files are the same: only by its name is 3.5 Large Turbo told from 3.5
@@ -30,8 +32,6 @@ Large."""
 
 UNGUIDED = 1.0
 """Turbo's guidance is distilled into it: it is asked once, unless the user gives a higher scale."""
-
-PROMPT = "a sharp, highly detailed photograph"
 
 
 def describe(name: str, configs: Configs) -> Description:
@@ -54,7 +54,9 @@ def describe(name: str, configs: Configs) -> Description:
             f"{channels}; inpainting and editing variants are not driven: give the text-to-image model"
         )
     if (patch := int(transformer.get("patch_size", 2))) != PATCH:
-        raise UsageError(f"{name}: its transformer has patches of {patch}, SD3's of {PATCH}; give a SD3 model")
+        raise UsageError(
+            f"{name}: its transformer has patches of {patch}, SD3's of {PATCH}; give a SD3 model"
+        )
     Schedule.from_config(configs["scheduler"], name)
     latent_scale = 2 ** (len(vae["block_out_channels"]) - 1)
     multiple = PATCH * latent_scale
