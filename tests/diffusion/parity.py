@@ -25,6 +25,6 @@ def batched(embeddings, batch):
     return {name: value.expand(batch, *value.shape[1:]) for name, value in embeddings.items()}
 
 
-def unshifted(sigmas, alpha):
+def before_shift(sigmas, alpha):
     """The sigmas that a stock scheduler whose shift is ``alpha`` will shift to ``sigmas``."""
     return [sigma / (alpha - (alpha - 1) * sigma) for sigma in sigmas.double().tolist()]

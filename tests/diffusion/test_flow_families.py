@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
-from parity import batched, latents, refined, unshifted
+from parity import batched, before_shift, latents, refined
 from tiny_flows import make_tiny
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from transformers import AutoTokenizer
@@ -89,7 +89,7 @@ def theirs(kind, stock, denoiser, conditioning, base, sigmas, start):
     """Latents of the stock pipeline, from where ours start, as ours are."""
     batch, steps = len(start), len(sigmas) - 1
     given = dict(
-        sigmas=unshifted(sigmas[:-1], alpha(kind, steps)),
+        sigmas=before_shift(sigmas[:-1], alpha(kind, steps)),
         num_inference_steps=steps,
         output_type="latent",
         height=base.height,

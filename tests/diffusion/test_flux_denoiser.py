@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from parity import unshifted
+from parity import before_shift
 from tiny import LATENT_CHANNELS, make_tiny_flux
 
 from dino_ray.diffusion import loading
@@ -49,14 +49,18 @@ def latents(batch=1, seed=0):
     return torch.randn(batch, LATENT_CHANNELS, SIDE_H, SIDE_W, generator=generator)
 
 
-def alpha(pipeline):
-    """The shift of the stock scheduler."""
+def unshifted(pipeline, sigmas):
+    """The sigmas that the stock scheduler will shift to ``sigmas``."""
     config = pipeline.scheduler.config
     if not config.use_dynamic_shifting:
-        return config.shift
-    tokens = SIDE_H * SIDE_W // 4
-    slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
-    return torch.tensor(config.base_shift + slope * (tokens - config.base_image_seq_len)).exp().item()
+        alpha = config.shift
+    else:
+        tokens = SIDE_H * SIDE_W // 4
+        slope = (config.max_shift - config.base_shift) / (
+            config.max_image_seq_len - config.base_image_seq_len
+        )
+        alpha = torch.tensor(config.base_shift + slope * (tokens - config.base_image_seq_len)).exp().item()
+    return before_shift(sigmas, alpha)
 
 
 @pytest.mark.parametrize(("denoise", "steps"), [(0.2, 1), (0.25, 3), (0.6, 4), (1.0, 5)])
@@ -71,7 +75,7 @@ def test_our_loop_gives_the_latents_of_the_stock_pipeline(denoiser, conditioning
         width=SIDE_W * 8,
         latents=pack(start),
         strength=1.0,
-        sigmas=unshifted(sigmas[:-1], alpha(stock)),
+        sigmas=unshifted(stock, sigmas[:-1]),
         num_inference_steps=steps,
         guidance_scale=GUIDANCE,
         output_type="latent",
