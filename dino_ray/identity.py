@@ -39,7 +39,7 @@ _SETTLED = (
     ),
 )
 """Options as ``resolve`` has settled them."""
-_GIVEN = ("model", "dtype", "threads", "page", "to_srgb")
+_GIVEN = ("model", "dtype", "compile", "attention", "step_cache", "threads", "page", "to_srgb")
 """Options as they were given."""
 
 _SOFTWARE = ("numpy", "pyvips-binary")

@@ -50,6 +50,7 @@ MODEL_OPTIONS = (
         "dino_adapter",
     ),
     *("adaptive", "verify", "consistency", "color_lock", "seed", "dtype", "batch"),
+    *("compile", "attention", "step_cache"),
 )
 """Options that only a diffusion model can honour."""
 
@@ -147,7 +148,7 @@ def resolve(config: UpscaleConfig) -> Settings:
         return _without_model(config)
     from dino_ray.diffusion import loading
 
-    options = AS_PUBLISHED
+    options = ModelOptions(compile=config.compile, attention=config.attention, step_cache=config.step_cache)
     model = loading.describe(config.model, config.dino_adapter, options)
     base: Literal["net", "lanczos"] = "lanczos" if config.base == "lanczos" else "net"
     denoise = config.denoise if config.denoise is not None else model.denoise
@@ -169,6 +170,7 @@ def resolve(config: UpscaleConfig) -> Settings:
         raise UsageError(
             "--sampler heun: differs from euler from --steps 2 on; raise --steps or leave it out"
         )
+    _check_speed(config, options, steps)
     dino, strength = _dino(config, model, denoise)
     tile = config.tile if config.tile is not None else model.tile
     half = tile // model.pixel_multiple // 2 * model.pixel_multiple  # the most that the plan allows
@@ -203,6 +205,26 @@ def resolve(config: UpscaleConfig) -> Settings:
     )
     _check_tiles(settings)
     return settings
+
+
+def _check_speed(config: UpscaleConfig, options: ModelOptions, steps: int) -> None:
+    """Refuse ways to be faster that don't go with the sampling, or with this machine, if it is to do the work."""
+    if config.step_cache > 0:
+        if steps == 1:
+            raise UsageError(
+                "--step-cache: takes over from one step to the next, and there is one; leave it out"
+            )
+        if config.sampler == "heun":
+            raise UsageError("--step-cache: would skip the second look that --sampler heun takes; give euler")
+        if config.batch > 1:  # or what becomes of a tile would depend on the others
+            raise UsageError("--step-cache: decides for all tiles of a batch at once; give --batch 1")
+    if config.address not in ("none", "local") or not (options.compile or options.attention != "auto"):
+        return  # on another machine, a replica says so when it loads
+    from dino_ray.diffusion import speed
+    from dino_ray.diffusion.device import pick_device
+    from dino_ray.loaders import DTYPES
+
+    speed.check_machine(options, pick_device(config.device), DTYPES[config.dtype])
 
 
 def _consistency(config: UpscaleConfig) -> float:

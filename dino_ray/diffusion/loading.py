@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dino_ray.diffusion import adapter_file, model_files
+from dino_ray.diffusion import adapter_file, model_files, speed
 from dino_ray.diffusion.catalogue import ALIASES, KNOWN, KnownModel
 from dino_ray.diffusion.denoiser import Denoiser, Description, Embeddings
 from dino_ray.diffusion.device import pick_device, pick_dtype
@@ -66,8 +66,10 @@ def describe(model: str, adapter: str | None = None, options: ModelOptions = AS_
         from dino_ray.diffusion import bundled
 
         description = bundled.describe(_bundled_folder(ref))
+        speed.check_model(ref.name, None, options, adapter=adapter is not None)
     else:
         family, configs = model_files.family_and_configs(ref)
+        speed.check_model(ref.name, family, options, adapter=adapter is not None)
         description = family.describe(ref.name, configs)
         model_files.check_weights(ref, (*family.parts, *family.text_parts(configs["index"])))
     if adapter is None:
@@ -111,7 +113,7 @@ def load(
     ref = resolve(model)
     _refuse_none(ref)
     device = pick_device(device)
-    denoiser: Any = _load(ref, device, dtype, sketch)
+    denoiser: Any = _load(ref, device, dtype, sketch, options)
     if adapter is not None:
         denoiser = _adapted(denoiser, ref, adapter, device)
     made: Denoiser = denoiser
@@ -155,7 +157,7 @@ def adapter_target(ref: ModelRef, fetch: bool = False) -> adapter_file.Target:
     return adapter_file.Target(ref.name, "flux", width, folder)
 
 
-def _load(ref: ModelRef, device: str, dtype: str, sketch: str | None) -> Any:
+def _load(ref: ModelRef, device: str, dtype: str, sketch: str | None, options: ModelOptions) -> Any:
     if ref.kind == "bundled":
         from dino_ray.diffusion import bundled
 
@@ -178,6 +180,10 @@ def _load(ref: ModelRef, device: str, dtype: str, sketch: str | None) -> Any:
         models["tiny_vae"] = components.load_tiny_vae(
             model_files.fetch_tiny_vae(sketch), description, precision, device
         )
+    if device.startswith("cuda"):
+        for model in models.values():
+            speed.lay_out_convolutions(model)
+    speed.accelerate(models[family.core], options, device, str(precision).removeprefix("torch."))
     places = dict.fromkeys(models, Place(torch.device(device), precision))
     return _module(family).build(Loaded(models, places), configs, description)
 

@@ -92,6 +92,8 @@ FAMILY = Family(
     tokenizers=("tokenizer", "tokenizer_2"),
     module="dino_ray.diffusion.families.flux",
     describe=describe,
+    attention="plain",
+    step_cache=True,
     tiny_vae="madebyollin/taef1",
 )
 """Kontext, Control and Fill, which take a reference, a control or a mask as more tokens or channels, are others."""
