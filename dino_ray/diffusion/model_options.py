@@ -15,6 +15,8 @@ class ModelOptions:
     """Which kernels compute its attention: one of ``speed.KERNELS``; ``auto``: torch's own choice."""
     step_cache: float = 0.0
     """How far the first block's answer may change, in its own size, for a step to take the others' over; 0: never."""
+    controlnet: str | None = None
+    """A folder or a hub id."""
 
 
 AS_PUBLISHED = ModelOptions()

@@ -83,6 +83,8 @@ def check_model(name: str, family: Family | None, options: ModelOptions, *, adap
         raise UsageError(
             f"--step-cache: a step of {family.title} can't take over what an earlier one computed; leave it out"
         )
+    if given["--step-cache"] and options.controlnet is not None:
+        raise UsageError("--step-cache: a step's blocks are added to by --controlnet; leave one of them out")
     if not given["--attention"]:
         return
     if family.attention == "own":

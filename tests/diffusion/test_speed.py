@@ -77,8 +77,8 @@ def test_each_kernel_is_one_that_diffusers_has_and_each_can_be_asked_for() -> No
     [
         ({"attention": "cudnn"}, "cpu", "auto", "--attention cudnn: needs CUDA"),
         ({"attention": "flash"}, "cuda", "float32", "--attention flash: needs --dtype bf16"),
-        ({"attention": "flash"}, "cuda", "auto", "no module flash_attn; pip install flash-attn"),
-        ({"attention": "sage"}, "cuda:1", "bfloat16", "no module sageattention; pip install sageattention"),
+        ({"attention": "flash"}, "cuda", "auto", "no Python module flash_attn; pip install flash-attn"),
+        ({"attention": "sage"}, "cuda:1", "bfloat16", "no Python module sageattention; pip install sageattention"),
     ],
 )
 def test_a_kernel_that_this_machine_lacks_is_refused_with_what_is_missing(
@@ -256,6 +256,8 @@ def test_what_a_model_cannot_do_is_refused_before_any_work(folder: Path, tmp_pat
     unet = make_tiny_stable_diffusion(tmp_path / "sd")
     with pytest.raises(UsageError, match="--step-cache: a step of Stable Diffusion"):
         loading.describe(str(unet), options=ModelOptions(step_cache=0.1))
+    with pytest.raises(UsageError, match=r"--step-cache: .* by --controlnet"):
+        loading.describe(str(folder), options=ModelOptions(step_cache=0.1, controlnet="x/y"))
     for option, given in (("compile", True), ("attention", "sdpa"), ("step_cache", 0.1)):
         name = "--" + option.replace("_", "-")
         with pytest.raises(UsageError, match=f"{name}: the model .* is too small"):

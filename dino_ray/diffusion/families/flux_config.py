@@ -94,6 +94,7 @@ FAMILY = Family(
     describe=describe,
     attention="plain",
     step_cache=True,
+    controlnet="FluxControlNetModel",
     tiny_vae="madebyollin/taef1",
 )
 """Kontext, Control and Fill, which take a reference, a control or a mask as more tokens or channels, are others."""
