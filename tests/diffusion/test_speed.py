@@ -78,7 +78,12 @@ def test_each_kernel_is_one_that_diffusers_has_and_each_can_be_asked_for() -> No
         ({"attention": "cudnn"}, "cpu", "auto", "--attention cudnn: needs CUDA"),
         ({"attention": "flash"}, "cuda", "float32", "--attention flash: needs --dtype bf16"),
         ({"attention": "flash"}, "cuda", "auto", "no Python module flash_attn; pip install flash-attn"),
-        ({"attention": "sage"}, "cuda:1", "bfloat16", "no Python module sageattention; pip install sageattention"),
+        (
+            {"attention": "sage"},
+            "cuda:1",
+            "bfloat16",
+            "no Python module sageattention; pip install sageattention",
+        ),
     ],
 )
 def test_a_kernel_that_this_machine_lacks_is_refused_with_what_is_missing(
