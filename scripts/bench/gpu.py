@@ -57,6 +57,9 @@ def main(tiny: bool, steps: int, as_json: bool) -> None:
     if not tiny and not torch.cuda.is_available():
         raise SystemExit("needs a CUDA GPU of 40 GB; --tiny tries the script without one")
     torch.backends.cudnn.deterministic = True  # as in every replica
+    torch.set_num_threads(
+        1
+    )  # likewise; under another number, what is compiled here would be compiled again there
     started = time.perf_counter()
     device = "cpu" if tiny else pick_device("cuda")
     bench = make(TINY if tiny else FLUX_1, device, steps)

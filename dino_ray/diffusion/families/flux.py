@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -37,6 +38,10 @@ def unpack(tokens: Tensor, h: int, w: int) -> Tensor:
     return patches.permute(0, 3, 1, 4, 2, 5).reshape(batch, -1, h, w)
 
 
+@lru_cache(
+    maxsize=16
+)  # a model asks for the same at every step, and building them is a third of what we add to one
+@torch.inference_mode(False)  # or what inference has made could not serve in training
 def position_ids(rows: int, cols: int, device: torch.device | str | None = None) -> Tensor:
     """Positions (rows · cols, 3) float32 of image tokens for the rotary embedding: (0, row, column)."""
     ids = torch.zeros(rows, cols, 3, device=device)
