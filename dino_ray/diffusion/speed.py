@@ -37,23 +37,25 @@ class Kernel:
     """How to get that."""
     masks: bool = True
     """It takes a mask or a bias on the logits."""
-    gpu: bool = True
-    """It runs on CUDA alone, and in half precision alone."""
+    capability: tuple[int, int] | None = (8, 0)
+    """CUDA's least compute capability that it runs on, in half precision alone; None: it runs on anything."""
 
 
 KERNELS: Mapping[str, Kernel] = {
-    "sdpa": Kernel("native", gpu=False),
-    "math": Kernel("_native_math", gpu=False),
+    "sdpa": Kernel("native", capability=None),
+    "math": Kernel("_native_math", capability=None),
     "cudnn": Kernel("_native_cudnn"),
     "flash": Kernel("flash", "flash_attn", "pip install flash-attn", masks=False),
     "flash3": Kernel(
-        "_flash_3", "flash_attn_interface", "build FlashAttention's hopper/ folder", masks=False
+        *("_flash_3", "flash_attn_interface", "build FlashAttention's hopper/ folder"),
+        masks=False,
+        capability=(9, 0),
     ),
     "sage": Kernel("sage", "sageattention", "pip install sageattention", masks=False),
-    "xformers": Kernel("xformers", "xformers", "pip install xformers"),
+    "xformers": Kernel("xformers", "xformers", "pip install xformers", masks=False),
 }
 """By the name that ``--attention`` takes. Those that diffusers would download and run from the hub are left out: code
-from there is not run."""
+from there is not run. xformers takes masks, but only of lengths that are multiples of 8."""
 
 
 def check_model(name: str, family: Family | None, options: ModelOptions, *, adapter: bool) -> None:
@@ -118,11 +120,11 @@ def check_machine(options: ModelOptions, device: str, dtype: str) -> None:
     on_gpu = device.startswith("cuda")
     if options.attention != "auto":
         kernel = KERNELS[options.attention]
-        if kernel.gpu and not on_gpu:
+        if kernel.capability is not None and not on_gpu:
             raise UsageError(
                 f"--attention {options.attention}: needs CUDA, and the model runs on {device}; give sdpa"
             )
-        if kernel.gpu and dtype == "float32":
+        if kernel.capability is not None and dtype == "float32":
             raise UsageError(
                 f"--attention {options.attention}: needs --dtype bf16 or fp16; give sdpa for fp32"
             )
@@ -130,6 +132,8 @@ def check_machine(options: ModelOptions, device: str, dtype: str) -> None:
             raise UsageError(
                 f"--attention {options.attention}: no Python module {kernel.package}; {kernel.install}, or give sdpa"
             )
+        if kernel.capability is not None:
+            _check_capability(options.attention, kernel.capability, device)
     if options.compile:
         if on_gpu and find_spec("triton") is None:
             raise UsageError("--compile: needs triton on CUDA; pip install triton, or leave it out")
@@ -140,6 +144,16 @@ def check_machine(options: ModelOptions, device: str, dtype: str) -> None:
             raise UsageError(
                 f"--compile: needs a C compiler ({' or '.join(compilers)}); install one, or leave it out"
             )
+
+
+def _check_capability(attention: str, least: tuple[int, int], device: str) -> None:
+    import torch
+
+    if (own := torch.cuda.get_device_capability(device)) < least:
+        asked, is_of = (".".join(map(str, pair)) for pair in (least, own))
+        raise UsageError(
+            f"--attention {attention}: needs a GPU of compute capability {asked}, this one's is {is_of}; give sdpa"
+        )
 
 
 def accelerate(core: Any, options: ModelOptions, device: str, dtype: str) -> None:

@@ -68,6 +68,7 @@ class Replica:
         self._turns = Turns()
         self._base_at_work = threading.Lock()
         """Of those that are made ahead, one at a time has the memory that it takes."""
+        self._base_stream: torch.cuda.Stream | None = None
 
     def pid(self) -> int:
         """Process that it lives in, for logs and for tests that kill it."""
@@ -293,8 +294,20 @@ class Replica:
         assert upsampler is not None
         if not self.overlaps:
             return self._thrift.in_strips(rect, lambda part: base_tile(read, part, task.scaling, upsampler))
-        with self._base_at_work, _stream_of_its_own(getattr(upsampler, "device", None)):
+        with self._base_at_work, self._beside_the_model(getattr(upsampler, "device", None)):
             return self._thrift.in_strips(rect, lambda part: base_tile(read, part, task.scaling, upsampler))
+
+    def _beside_the_model(self, device: torch.device | None) -> AbstractContextManager[object]:
+        """What is given to a GPU within does not wait for what other threads gave it."""
+        if device is None or device.type != "cuda":
+            return nullcontext()
+        import torch
+
+        if (
+            self._base_stream is None
+        ):  # always the same: memory that one stream has used is of no use to another
+            self._base_stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        return torch.cuda.stream(self._base_stream)
 
 
 def _reduced(source: Readable, side: int, part: Rect | None = None) -> np.ndarray:
@@ -352,12 +365,3 @@ def _tile(number: int, rect: Rect, base: np.ndarray, read: LastRead, task: Image
     grain = guide.grain.noise if guide.grain is not None else 0.0
     flat = task.adaptive > 0 and is_flat(shown, grain, block_side(task.scaling))
     return Tile(number, rect, shown, source, window, flat)
-
-
-def _stream_of_its_own(device: torch.device | None) -> AbstractContextManager[object]:
-    """Work that is given to a GPU within does not wait for what other threads gave it."""
-    if device is None or device.type != "cuda":
-        return nullcontext()
-    import torch
-
-    return torch.cuda.stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]

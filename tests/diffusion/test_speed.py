@@ -93,6 +93,14 @@ def test_a_kernel_that_this_machine_lacks_is_refused_with_what_is_missing(
         speed.check_machine(ModelOptions(**options), device, dtype)
 
 
+def test_a_kernel_for_newer_gpus_is_refused_on_an_older_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "find_spec", lambda name: object())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    with pytest.raises(UsageError, match=r"--attention flash3: needs .* capability 9\.0, this one's is 8\.6"):
+        speed.check_machine(ModelOptions(attention="flash3"), "cuda", "auto")
+    speed.check_machine(ModelOptions(attention="flash"), "cuda", "auto")
+
+
 def test_a_kernel_that_takes_no_mask_is_refused_where_a_mask_is_needed(folder: Path) -> None:
     from dataclasses import replace
 
@@ -107,6 +115,19 @@ def test_a_kernel_that_takes_no_mask_is_refused_where_a_mask_is_needed(folder: P
     speed.check_model("x", replace(FLUX, attention="masked"), ModelOptions(attention="cudnn"), adapter=True)
     with pytest.raises(UsageError, match=r"--attention sdpa: .* its own way"):
         speed.check_model("x", STABLE_DIFFUSION, ModelOptions(attention="sdpa"), adapter=False)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", sorted(speed.KERNELS))
+def test_every_kernel_that_a_gpu_has_makes_the_same_latents(name: str, folder: Path) -> None:
+    try:
+        model = loading.load(str(folder), "cuda", "bfloat16", options=ModelOptions(attention=name))
+    except UsageError as error:
+        pytest.skip(str(error))
+    plain = loading.load(str(folder), "cuda", "bfloat16")
+    start, sigmas = latents(plain, 8, 8).cuda(), plain.sigmas(0.5, 2, (8, 8))
+    made = [sample(each, start, sigmas, Conditioning(text=TEXT)) for each in (plain, model)]
+    torch.testing.assert_close(*made, rtol=0, atol=0.05)
 
 
 # ---- compilation
