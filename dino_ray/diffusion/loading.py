@@ -194,9 +194,11 @@ def _load(ref: ModelRef, device: str, dtype: str, sketch: str | None, options: M
     if device.startswith("cuda"):
         for model in models.values():
             speed.lay_out_convolutions(model)
-    speed.accelerate(models[family.core], options, device, str(precision).removeprefix("torch."))
     places = dict.fromkeys(models, Place(torch.device(device), precision))
-    return _module(family).build(Loaded(models, places), configs, description)
+    denoiser = _module(family).build(Loaded(models, places), configs, description)
+    # Not before: a family may give its network other ways to attend.
+    speed.accelerate(models[family.core], options, device, str(precision).removeprefix("torch."))
+    return denoiser
 
 
 def find_sketch(model: str, options: ModelOptions = AS_PUBLISHED) -> str | None:

@@ -34,8 +34,8 @@ from dino_ray.errors import UsageError
 
 BATCHES = (1, 2, 4)
 REPEATS = 3
-MATMULS = 20
-"""Products per measurement: enough for the GPU to settle on its clock."""
+MATMULS = 200
+"""Products per measurement, a third of a second: for the GPU to settle on the clock that it keeps up."""
 LATEST_S = 420.0
 """No measurement is begun later than this: nine minutes are to be enough for all."""
 

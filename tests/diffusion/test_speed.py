@@ -10,6 +10,7 @@ import pytest
 import torch
 from parity import latents, refined
 from tiny import make_tiny_flux
+from tiny_flows import make_tiny
 from tiny_stable_diffusion import make_tiny_stable_diffusion
 
 from dino_ray.config import UpscaleConfig
@@ -39,10 +40,16 @@ def loaded(folder: Path, **options):
 
 
 def kernels_of(denoiser) -> set[str]:
-    """Names of the operations that attention is computed by."""
+    """Names of the operations that a prediction is computed by."""
+    x, facts = latents(denoiser, 8, 8), denoiser.description
     with torch.profiler.profile() as profile:
-        refined(denoiser, Conditioning(text=TEXT), 0.5, 1, 8, 8)
+        denoiser.predict(x, 0.5, asked(facts.family, x if facts.takes_reference else None))
     return {event.key for event in profile.key_averages()}
+
+
+def asked(family: str, reference=None) -> Conditioning:
+    text = {"prompt_embeds": torch.full((1, 5, 96), 0.1)} if family == "flux2" else TEXT
+    return Conditioning(text=text, negative=text, reference=reference)
 
 
 TEXT = {"prompt_embeds": torch.full((1, 5, 32), 0.1), "pooled_prompt_embeds": torch.full((1, 32), 0.1)}
@@ -60,6 +67,13 @@ def test_attention_is_computed_by_the_kernel_that_was_asked_for_and_by_no_other_
     assert "aten::_scaled_dot_product_attention_math" not in kernels_of(loaded(folder, attention="sdpa"))
     made = [refined(model, Conditioning(text=TEXT), 0.5, 2, 8, 8)[2] for model in (torch_own, plain)]
     torch.testing.assert_close(*made, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["kontext", "klein", "klein-kv"])
+def test_other_families_attend_by_the_kernel_that_was_asked_for(kind: str, tmp_path: Path) -> None:
+    kernels = kernels_of(loaded(make_tiny(tmp_path, kind), attention="math"))
+    assert "aten::_scaled_dot_product_attention_math" in kernels
+    assert "aten::_scaled_dot_product_flash_attention_for_cpu" not in kernels
 
 
 def test_each_kernel_is_one_that_diffusers_has_and_each_can_be_asked_for() -> None:
@@ -176,6 +190,17 @@ def test_a_compiled_model_skips_blocks_too_without_being_compiled_again(compiler
     assert counted()["unique_graphs"] - before == 2
 
 
+def test_a_network_that_names_no_blocks_is_compiled_whole(compiler, tmp_path: Path) -> None:
+    folder = make_tiny(tmp_path, "sd3.5")
+    compiled, plain = loaded(folder, compile=True), loaded(folder)
+    before = counted().get("calls_captured", 0)
+    text = {"prompt_embeds": torch.full((1, 5, 96), 0.1), "pooled_prompt_embeds": torch.full((1, 64), 0.1)}
+    x = latents(plain, 8, 8)
+    made = [each.predict(x, 0.5, Conditioning(text=text, negative=text)) for each in (compiled, plain)]
+    torch.testing.assert_close(*made, rtol=0, atol=1e-4)
+    assert counted()["calls_captured"] > before
+
+
 @pytest.mark.slow
 def test_compiled_kernels_make_the_same_latents_and_are_kept_on_disk(
     folder: Path, text, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -242,6 +267,14 @@ def test_a_step_cache_skips_blocks_and_comes_near_to_what_all_of_them_make(folde
     torch.testing.assert_close(made[0], made[1], rtol=0, atol=1e-6)
     apart = (made[0] - made[2]).abs().max()
     assert 0 < apart < 0.2
+
+
+def test_an_editors_steps_are_skipped_too(tmp_path: Path) -> None:
+    one = Counted(make_tiny(tmp_path, "kontext"), 1.0)
+    reference = latents(one.model, 8, 8, seed=9)
+    sigmas = one.model.sigmas(1.0, STEPS, (8, 8))
+    sample(one.model, latents(one.model, 8, 8), sigmas, Conditioning(text=TEXT, reference=reference))
+    assert one.runs == 1
 
 
 def test_what_one_tile_left_in_a_step_cache_never_reaches_another(folder: Path, text) -> None:
