@@ -20,6 +20,7 @@ from dino_ray.diffusion.families.qwen_image_config import FAMILY as QWEN_IMAGE
 from dino_ray.diffusion.families.stable_diffusion_3_config import FAMILY as STABLE_DIFFUSION_3
 from dino_ray.diffusion.families.stable_diffusion_config import FAMILY as STABLE_DIFFUSION
 from dino_ray.diffusion.families.stable_diffusion_config import XL as STABLE_DIFFUSION_XL
+from dino_ray.diffusion.families.z_image_config import FAMILY as Z_IMAGE
 
 __all__ = ["FAMILIES", "FLUX", "Configs", "Family", "denoiser_config", "family_of"]
 
@@ -32,6 +33,7 @@ FAMILIES: tuple[Family, ...] = (
     STABLE_DIFFUSION_3,
     QWEN_IMAGE,
     QWEN_IMAGE_EDIT,
+    Z_IMAGE,
 )
 
 
