@@ -231,6 +231,32 @@ def models() -> None:
     click.echo("--model also takes a folder with model_index.json, or any hub id of a FLUX.1 model.")
 
 
+@main.group()
+def comfyui() -> None:
+    """Nodes for ComfyUI."""
+
+
+@comfyui.command("install")
+@click.argument("path", metavar="PATH")
+@command
+def install_nodes(path: str) -> None:
+    """Make the ComfyUI in PATH find the nodes: a thin folder in its custom_nodes."""
+    from dino_ray.comfy.install import install
+
+    click.echo(f"{install(path)}: ComfyUI shows the nodes from its next start on, under image/upscaling")
+
+
+@comfyui.command("uninstall")
+@click.argument("path", metavar="PATH")
+@command
+def uninstall_nodes(path: str) -> None:
+    """Take them away again."""
+    from dino_ray.comfy.install import uninstall
+
+    gone = uninstall(path)
+    click.echo(f"{gone}: removed" if gone else "nothing was installed there")
+
+
 def _introduce(settings: Settings) -> None:
     if settings.model is not None and settings.model.name == "bundled":
         click.echo(

@@ -23,6 +23,7 @@ from dino_ray.engine.protocol import (
     Listener,
     Readable,
     ReplicaReady,
+    ReplicaSpec,
     StageStarted,
     TilePoisoned,
     TilesDone,
@@ -48,6 +49,9 @@ log = logging.getLogger(__name__)
 Finished = Callable[[Image, Canvas | None, UpscaleReport], None]
 """Called with each finished image; its canvas can be read until this returns. None: an earlier run finished it."""
 
+MakeEngine = Callable[[ReplicaSpec, UpscaleConfig, int], Engine]
+"""See ``engine_for``."""
+
 Draw = Callable[[Job, UpscaleReport], Mapping[str, str]]
 """Makes pictures of a finished image's fidelity, while it is open; returns what each is, and where."""
 
@@ -66,6 +70,7 @@ def upscale_images(
     report: str | None = None,
     standing: Standing | None = None,
     draw: Draw | None = None,
+    make_engine: MakeEngine | None = None,
 ) -> list[tuple[Image, DinoRayError]]:
     """Upscale images one after the other, on one pool of replicas that stays warm.
 
@@ -95,6 +100,8 @@ def upscale_images(
         Kept up to date, for a caller who has to say at any moment what an interruption leaves.
     draw
         See ``Draw``; called before ``finished``.
+    make_engine
+        Makes the engine, for a caller who has models of its own, or wants to hear more of it. Default: `engine_for`.
 
     Returns
     -------
@@ -118,7 +125,7 @@ def upscale_images(
     roster, log_of_events = Roster(), EventLog()
     with (
         told_if_interrupted(standing),
-        _EngineRoom(config, settings, images) as engine_room,
+        _EngineRoom(config, settings, images, make_engine or engine_for) as engine_room,
         closing(ahead(images, open_one)) as opened,
     ):
         for image, take in opened:
@@ -270,8 +277,10 @@ def _noting(job: Job, engine_room: _EngineRoom, listen: Listener) -> Listener:
 class _EngineRoom:
     """Starts the engine when the first image is known to be readable, and stops it after the last; so Ray's metrics."""
 
-    def __init__(self, config: UpscaleConfig, settings: Settings, images: Sequence[Image]) -> None:
-        self._config, self._settings = config, settings
+    def __init__(
+        self, config: UpscaleConfig, settings: Settings, images: Sequence[Image], make: MakeEngine
+    ) -> None:
+        self._config, self._settings, self._make = config, settings, make
         self._most_tiles = max((image.grid.n_tiles for image in images), default=1)
         self._stack = ExitStack()
         self._engine: Engine | None = None
@@ -286,7 +295,9 @@ class _EngineRoom:
 
     def engine(self) -> Engine:
         if self._engine is None:
-            self._engine = self._stack.enter_context(self._make())
+            self._engine = self._stack.enter_context(
+                self._make(replica_spec(self._config, self._settings), self._config, self._most_tiles)
+            )
             if self._config.address != "none":
                 from dino_ray.engine.ray.metrics import Metrics
 
@@ -299,20 +310,26 @@ class _EngineRoom:
         if self._metrics is not None:
             self._metrics(event)
 
-    def _make(self) -> Engine:
-        config = self._config
-        spec = replica_spec(config, self._settings)
-        if config.address == "none":
-            from dino_ray.engine.local import LocalEngine
 
-            return LocalEngine(spec)
-        from dino_ray.engine.ray import RayEngine
+def engine_for(spec: ReplicaSpec, config: UpscaleConfig, most_tiles: int) -> Engine:
+    """The engine that a config asks for.
 
-        least, most = config.workers.bounds(self._most_tiles)
-        return RayEngine(
-            spec,
-            address=config.address,
-            least=least,
-            most=most,
-            gpus_per_worker=0.0 if config.device == "cpu" or not spec.torch else config.gpus_per_worker,
-        )
+    Parameters
+    ----------
+    most_tiles
+        Of any image: more replicas than that would have nothing to do.
+    """
+    if config.address == "none":
+        from dino_ray.engine.local import LocalEngine
+
+        return LocalEngine(spec)
+    from dino_ray.engine.ray import RayEngine
+
+    least, most = config.workers.bounds(most_tiles)
+    return RayEngine(
+        spec,
+        address=config.address,
+        least=least,
+        most=most,
+        gpus_per_worker=0.0 if config.device == "cpu" or not spec.torch else config.gpus_per_worker,
+    )

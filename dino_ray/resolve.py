@@ -169,8 +169,13 @@ def _is_panorama(info: SourceInfo) -> bool:
     return found is not None and found.closes
 
 
-def resolve(config: UpscaleConfig) -> Settings:
+def resolve(config: UpscaleConfig, loaded: Description | None = None) -> Settings:
     """Settle a config against what its model can do.
+
+    Parameters
+    ----------
+    loaded
+        Of a model that is loaded already, by another program, whatever ``config.model`` calls it.
 
     Raises
     ------
@@ -185,7 +190,7 @@ def resolve(config: UpscaleConfig) -> Settings:
     from dino_ray.diffusion import keeping, loading
 
     options = _model_options(config)
-    model = loading.describe(config.model, config.dino_adapter, options)
+    model = loaded or loading.describe(config.model, config.dino_adapter, options)
     if options.controlnet is not None and not model.takes_control:
         raise UsageError(f"--controlnet: the model {model.name} takes none; leave it out")
     base: Literal["net", "lanczos"] = "lanczos" if config.base == "lanczos" else "net"
@@ -217,7 +222,8 @@ def resolve(config: UpscaleConfig) -> Settings:
         )
     # A cluster's machines are others, and judge for themselves.
     here = config.device if config.address in ("none", "local") else None
-    keeping.check(config.model, config.dtype, options, tile, here)
+    if loaded is None:
+        keeping.check(config.model, config.dtype, options, tile, here)
     dino, strength = _dino(config, model, denoise)
     half = tile // model.pixel_multiple // 2 * model.pixel_multiple  # the most that the plan allows
     overlap = config.overlap if config.overlap is not None else min(model.overlap, half)
@@ -242,7 +248,7 @@ def resolve(config: UpscaleConfig) -> Settings:
         dino=dino,
         dino_tokens=model.dino_dim is not None,
         dino_strength=strength,
-        sketch=loading.find_sketch(config.model, options) if strength > 0 else None,
+        sketch=loading.find_sketch(config.model, options) if strength > 0 and loaded is None else None,
         dino_adapter=config.dino_adapter and os.path.abspath(os.path.expanduser(config.dino_adapter)),
         adaptive=config.adaptive if denoise > 0 else 0.0,
         verify=config.verify is not False and denoise > 0,

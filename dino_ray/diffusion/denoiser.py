@@ -6,10 +6,10 @@ clean latents ``x0``, and sampler, guidance and schedule are written once on top
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:  # the planner reads descriptions without paying for torch
     import torch
@@ -199,6 +199,45 @@ class Denoiser(Protocol):
         -------
         str or None
             What it was, in words that a report can print, such as ``VAE tiling of 512 px``; None: there is none left.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The steps of one batch of tiles, as a host gets to know them."""
+
+    base: Tensor
+    """(B, C, h, w): latents of the base."""
+    noise: Tensor
+    """The same shape: the tiles' own windows of the noise field."""
+    start: Tensor
+    """Both, mixed at the first noise level."""
+    levels: Sequence[float]
+    """Noise levels, from the first down to 0."""
+    places: Sequence[tuple[float, float, float, float]]
+    """Of each tile (x, y, w, h), as parts of the canvas; may reach beyond 1, and before 0 where the canvas closes."""
+    closed: bool
+    """Whether the canvas's left and right edge meet."""
+    seed: int
+    cfg: float | None
+    before_step: Callable[[int], None]
+    """To be told of each step before it runs; raises to stop."""
+
+
+@runtime_checkable
+class Host(Protocol):
+    """What a ``Denoiser`` is besides, whose predictions can only be had within a frame that another program sets up
+    around the steps: its memory management, its patches, its conditioning.
+    """
+
+    def host(self, sampling: Sampling, follow: Callable[[], Tensor]) -> Tensor:
+        """Set up the frame, and take the steps in it: by ``follow``, or by a sampler of the program's own.
+
+        Returns
+        -------
+        Tensor
+            Clean latents, (B, C, h, w) float32.
         """
         ...
 

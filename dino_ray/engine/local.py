@@ -65,13 +65,20 @@ class _AtWork:
 
 
 class LocalEngine:
-    """Runs every call in this process; handles are the objects themselves."""
+    """Runs every call in this process; handles are the objects themselves.
+
+    Parameters
+    ----------
+    stop
+        Asked as long as a call runs, by which it ends once that says yes.
+    """
 
     replicas = 1
     merges_at_once = 1
 
-    def __init__(self, spec: ReplicaSpec) -> None:
+    def __init__(self, spec: ReplicaSpec, stop: Stop = never) -> None:
         self._spec = spec
+        self._stop = stop
         self._replica = Replica(spec)
         self._queue: deque[_Waiting] = deque()
         self._ended: list[EngineEvent] = []
@@ -205,7 +212,7 @@ class LocalEngine:
         here = next((work for work in self._queue if not self._beside(work)), None)
         if here is not None:
             self._queue.remove(here)
-            return [here.run(never)]
+            return [here.run(self._stop)]
         if not self._at_work:
             time.sleep(timeout)
             return []
@@ -224,7 +231,10 @@ class LocalEngine:
             assert work.call is not None
             self._queue.remove(work)
             stop = threading.Event()
-            self._at_work.append(_AtWork(work.call, self._threads.submit(work.run, stop.is_set), stop))
+            self._at_work.append(_AtWork(work.call, self._threads.submit(work.run, self._either(stop)), stop))
+
+    def _either(self, stop: threading.Event) -> Stop:
+        return lambda: stop.is_set() or self._stop()
 
     def _collect(self) -> list[EngineEvent]:
         """What has ended beside this thread."""

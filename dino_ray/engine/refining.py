@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dino_ray.diffusion.denoiser import Conditioning, Control, DinoTokens, stacked
+from dino_ray.diffusion.denoiser import Conditioning, Control, DinoTokens, Host, Sampling, stacked
 from dino_ray.diffusion.sampler import sample
 from dino_ray.engine.protocol import Guide, ImageTask
 from dino_ray.engine.transfer import put
@@ -123,18 +123,36 @@ def _draft(
         _, channels, h, w = base.shape
         field = [_noise(task, rect, denoiser.description.latent_scale, channels) for rect in rects]
         sigmas = denoiser.sigmas(effort.denoise, task.steps, (h, w))
-        start = denoiser.noised(base, put(np.stack(field), device), effort.denoise)
+        noise = put(np.stack(field), device)
+        start = denoiser.noised(base, noise, effort.denoise)
         conditioning = replace(
             _conditioning(denoiser, task, guide, effort.strength, base, rects),
             control=_control(task, pixels, base, sigmas.tolist()),
         )
         amend = _amend(models, task, guide, effort, base, rects, sigmas.tolist(), stop)
-        latents = sample(
-            denoiser, start, sigmas, conditioning, task.sampler, lambda step: heed(stop), amend=amend
-        )
+
+        def before_step(step: int) -> None:
+            heed(stop)
+
+        def follow() -> Tensor:
+            return sample(denoiser, start, sigmas, conditioning, task.sampler, before_step, amend=amend)
+
+        if isinstance(denoiser, Host):
+            levels, places = sigmas.tolist(), [_place(task, rect) for rect in rects]
+            closed, seed = task.grid.wrap, task.seed
+            frame = Sampling(base, noise, start, levels, places, closed, seed, task.cfg, before_step)
+            latents = denoiser.host(frame, follow)
+        else:
+            latents = follow()
     heed(stop)
     with watch("decode"):
         return denoiser.decode(latents).float()
+
+
+def _place(task: ImageTask, rect: Rect) -> tuple[float, float, float, float]:
+    """A window of the canvas as parts of it."""
+    width, height = task.grid.width, task.grid.height
+    return rect.x / width, rect.y / height, rect.w / width, rect.h / height
 
 
 def _noise(task: ImageTask, rect: Rect, scale: int, channels: int) -> np.ndarray:
