@@ -71,11 +71,8 @@ def main(comfyui: str, models: str, kind: str) -> None:
             device="cpu",
             operations=operations,
         )
-        state = randomised(unet, torch.float16, "model.diffusion_model.")
-        if large:
-            # By these two ComfyUI tells SDXL from its refiner, and which noise it predicts; no text encoder follows.
-            state["conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.weight"] = torch.zeros(1)
-        else:
+        state = randomised(unet, torch.float16, "" if large else "model.diffusion_model.")
+        if not large:
             from comfy.ldm.models.autoencoder import AutoencoderKL
 
             vae = AutoencoderKL(
@@ -99,7 +96,7 @@ def main(comfyui: str, models: str, kind: str) -> None:
             clip = comfy.sd1_clip.SD1ClipModel(device="cpu", dtype=torch.float32)
             text = randomised(clip, torch.float16)
             state |= {name.replace("clip_l.", "cond_stage_model.", 1): value for name, value in text.items()}
-        write(state, "checkpoints", kind)
+        write(state, "diffusion_models" if large else "checkpoints", kind)
     else:
         from comfy.ldm.flux.model import Flux
 

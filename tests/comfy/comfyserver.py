@@ -27,6 +27,13 @@ RUN_S = 600
 STAND_INS = ("torchvision", "torchaudio")
 """Packages that ComfyUI imports, and of which nothing here is used; empty ones do where they are missing."""
 
+STAND_IN = """
+from enum import Enum
+InterpolationMode = Enum("InterpolationMode", "NEAREST NEAREST_EXACT BOX BILINEAR HAMMING BICUBIC LANCZOS")
+MelScale = None
+"""
+"""What is imported from their transforms by name, by transformers and by ComfyUI."""
+
 PREVIEW_EVENTS = (1, 4)
 """Of binary messages: a preview image, and one with metadata."""
 
@@ -175,14 +182,16 @@ def _stand_ins(python: str, folder: Path) -> list[str]:
     ]
     for name in missing:
         package = folder / "stand-ins" / name
-        package.mkdir(parents=True, exist_ok=True)
-        (package / "__init__.py").write_text("")
+        (package / "transforms").mkdir(parents=True, exist_ok=True)
+        (package / "__init__.py").write_text("io = None\n")
+        (package / "transforms" / "__init__.py").write_text(STAND_IN)
+        (package / "transforms" / "functional.py").write_text("pil_to_tensor = None\n")
     return [str(folder / "stand-ins")] if missing else []
 
 
 def make_checkpoint(comfyui: str, python: str, models: Path, kind: str) -> None:
     """Have ComfyUI's Python write a random checkpoint, unless it is there."""
-    folder = "diffusion_models" if kind == "flux" else "checkpoints"
+    folder = "checkpoints" if kind == "sd15" else "diffusion_models"
     if (models / folder / f"{kind}.safetensors").exists():
         return
     script = Path(__file__).with_name("checkpoints.py")
