@@ -89,7 +89,9 @@ class Server:
         start = time.monotonic()
         async with (
             aiohttp.ClientSession() as session,
-            session.ws_connect(f"http://127.0.0.1:{self.port}/ws?clientId={client}", max_msg_size=0) as socket,
+            session.ws_connect(
+                f"http://127.0.0.1:{self.port}/ws?clientId={client}", max_msg_size=0
+            ) as socket,
         ):
             body = {"prompt": prompt, "client_id": client}
             async with session.post(f"http://127.0.0.1:{self.port}/prompt", json=body) as answer:
