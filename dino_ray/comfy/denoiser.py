@@ -28,8 +28,8 @@ OURS = {"euler": "euler", "ddim": "euler", "heun": "heun"}
 """Samplers of ComfyUI that are written here as well: they keep nothing between steps, so that guidance can turn a
 prediction, and a place can join in late. ComfyUI's ddim is its euler."""
 
-MULTIPLE = 8
-"""Latents that tiles are multiples of: a UNet halves them three times, a transformer takes patches of 2."""
+PATCH, COARSEST = 2, 8
+"""Latents that tiles are multiples of: what transformers take for a patch; and where nothing is known."""
 
 TILE, OVERLAP = 1024, 128
 """Of a tile, canvas_px, unless the node says otherwise."""
@@ -97,7 +97,7 @@ def describe(wired: Wired, tile: int = TILE, overlap: int = OVERLAP, cfg: float 
     crops.check(wired.positive, "positive")
     crops.check(wired.negative, "negative")
     levels = Levels.of(model.get_model_object("model_sampling"))
-    multiple = scale * MULTIPLE
+    multiple = scale * _multiple(model)
     return Description(
         name=f"ComfyUI's {type(model.model).__name__}",
         family="comfyui",
@@ -114,9 +114,17 @@ def describe(wired: Wired, tile: int = TILE, overlap: int = OVERLAP, cfg: float 
     )
 
 
+def _multiple(model: Any) -> int:
+    """Latents that a network's input must be a multiple of: as often as it halves it, or its patch."""
+    config = getattr(getattr(model.model, "model_config", None), "unet_config", {})
+    if "channel_mult" in config:
+        return int(2 ** (len(config["channel_mult"]) - 1))
+    return PATCH if "image_model" in config else COARSEST
+
+
 def _wants_more(model: Any, channels: int, frames: bool) -> bool:
     """Whether a model takes more than latents; it is asked, for each kind has its own way to say so."""
-    latents = torch.zeros(1, channels, *((1,) if frames else ()), MULTIPLE, MULTIPLE)
+    latents = torch.zeros(1, channels, *((1,) if frames else ()), COARSEST, COARSEST)
     try:
         found = model.model.concat_cond(noise=latents, device=latents.device, latent_image=latents)
     except Exception:  # it wanted what it was not given

@@ -27,12 +27,13 @@ RUN_S = 600
 STAND_INS = ("torchvision", "torchaudio")
 """Packages that ComfyUI imports, and of which nothing here is used; empty ones do where they are missing."""
 
-STAND_IN = """
-from enum import Enum
-InterpolationMode = Enum("InterpolationMode", "NEAREST NEAREST_EXACT BOX BILINEAR HAMMING BICUBIC LANCZOS")
-MelScale = None
+HIDDEN = """
+import importlib.util
+
+_find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *args: None if name.split(".")[0] in {missing} else _find(name, *args)
 """
-"""What is imported from their transforms by name, by transformers and by ComfyUI."""
+"""By this, which Python imports at its start, libraries that ask whether a package is there hear no."""
 
 PREVIEW_EVENTS = (1, 4)
 """Of binary messages: a preview image, and one with metadata."""
@@ -185,10 +186,12 @@ def _stand_ins(python: str, folder: Path) -> list[str]:
     for name in missing:
         package = folder / "stand-ins" / name
         (package / "transforms").mkdir(parents=True, exist_ok=True)
-        (package / "__init__.py").write_text("io = None\n")
-        (package / "transforms" / "__init__.py").write_text(STAND_IN)
-        (package / "transforms" / "functional.py").write_text("pil_to_tensor = None\n")
-    return [str(folder / "stand-ins")] if missing else []
+        (package / "__init__.py").write_text("")
+        (package / "transforms" / "__init__.py").write_text("MelScale = None\n")
+    if not missing:
+        return []
+    (folder / "stand-ins" / "sitecustomize.py").write_text(HIDDEN.format(missing=tuple(missing)))
+    return [str(folder / "stand-ins")]
 
 
 def make_checkpoint(comfyui: str, python: str, models: Path, kind: str) -> None:
