@@ -150,7 +150,7 @@ def serve(comfyui: str, python: str, folder: Path, models: Path, *, nodes: str =
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *_stand_ins(python, folder)])}
+    environment = os.environ | environment_of(python, folder)
     command = [python, str(Path(comfyui) / "main.py"), "--cpu", "--listen", "127.0.0.1", "--port", str(port)]
     command += ["--disable-auto-launch", "--disable-api-nodes", "--preview-method", "none"]
     command += ["--base-directory", str(folder), "--database-url", "sqlite:///:memory:"]
@@ -192,6 +192,11 @@ def _stand_ins(python: str, folder: Path) -> list[str]:
         return []
     (folder / "stand-ins" / "sitecustomize.py").write_text(HIDDEN.format(missing=tuple(missing)))
     return [str(folder / "stand-ins")]
+
+
+def environment_of(python: str, folder: Path) -> dict[str, str]:
+    """By which that Python finds this package, and stand-ins, made in ``folder``, for what is missing."""
+    return {"PYTHONPATH": os.pathsep.join([str(ROOT), *_stand_ins(python, folder)])}
 
 
 def make_checkpoint(comfyui: str, python: str, models: Path, kind: str) -> None:

@@ -174,10 +174,19 @@ def test_the_seed_and_what_is_told_reach_the_pixels() -> None:
     assert torch.equal(plain, run(sampler_name="ddim")[0])
 
 
-def test_dino_strength_reaches_the_model() -> None:
-    off = run(dino_enabled=True, dino_strength=0.0)[0]
-    on = run(dino_enabled=True, dino_strength=1.0)[0]
-    assert not torch.equal(off, on)
+def test_dino_strength_reaches_the_steps() -> None:
+    second = []
+    for strength in (0.0, 1.0):
+        patcher = fake_comfy.Patcher()
+        over = {
+            "image": picture(32, 32),
+            "scale_factor": 1.0,
+            "dino_enabled": True,
+            "dino_strength": strength,
+        }
+        run(model=patcher, **over)
+        second.append(patcher.model.asked[1][0])  # what the second step sees is what the first has made
+    assert not torch.equal(*second)
 
 
 def test_what_a_seed_does_not_change_is_made_once() -> None:
