@@ -39,7 +39,7 @@ _SETTLED = (
     ),
 )
 """Options as ``resolve`` has settled them."""
-_GIVEN = ("model", "dtype", "threads", "page", "to_srgb")
+_GIVEN = ("model", "threads", "page", "to_srgb")
 """Options as they were given."""
 
 _SOFTWARE = ("numpy", "pyvips-binary")
@@ -73,6 +73,9 @@ def of_pixels(
     return {
         **{option_name(name): getattr(settings, name) for name in _SETTLED},
         **{option_name(name): getattr(config, name) for name in _GIVEN},
+        "--dtype": str(settings.dtype),
+        "--quantize": settings.model_options.quantize,
+        "--vae-tile": settings.model_options.vae_tile,
         "--depth": depth,
         "--wrap": "on" if wrap else "off",
         "a source of": of_source(source, stop),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from dino_ray.config import PRESET_STEPS, UpscaleConfig, option_name
+from dino_ray.diffusion.dtypes import Dtypes
 from dino_ray.diffusion.model_options import AS_PUBLISHED, ModelOptions
 from dino_ray.errors import UsageError
 from dino_ray.plan.geometry import Grid, Scaling, make_grid
@@ -50,6 +51,7 @@ MODEL_OPTIONS = (
         "dino_adapter",
     ),
     *("adaptive", "verify", "consistency", "color_lock", "seed", "dtype", "batch"),
+    *("quantize", "offload", "vae_tile"),
 )
 """Options that only a diffusion model can honour."""
 
@@ -89,6 +91,7 @@ class Settings:
     consistency: float
     color_lock: Literal["wavelet", "adain", "off"]
     seed: int
+    dtype: Dtypes
     model_options: ModelOptions
     batch: int
     """Tiles that a replica refines at once; 1 without a model."""
@@ -147,7 +150,7 @@ def resolve(config: UpscaleConfig) -> Settings:
         return _without_model(config)
     from dino_ray.diffusion import loading
 
-    options = AS_PUBLISHED
+    options = ModelOptions(quantize=config.quantize, offload=config.offload, vae_tile=config.vae_tile)
     model = loading.describe(config.model, config.dino_adapter, options)
     base: Literal["net", "lanczos"] = "lanczos" if config.base == "lanczos" else "net"
     denoise = config.denoise if config.denoise is not None else model.denoise
@@ -171,6 +174,9 @@ def resolve(config: UpscaleConfig) -> Settings:
         )
     dino, strength = _dino(config, model, denoise)
     tile = config.tile if config.tile is not None else model.tile
+    # A cluster's machines are others, and judge for themselves.
+    here = config.device if config.address in ("none", "local") else None
+    loading.check_memory_options(config.model, config.dtype, options, tile, here)
     half = tile // model.pixel_multiple // 2 * model.pixel_multiple  # the most that the plan allows
     overlap = config.overlap if config.overlap is not None else min(model.overlap, half)
     settings = Settings(
@@ -197,6 +203,7 @@ def resolve(config: UpscaleConfig) -> Settings:
         consistency=_consistency(config) if denoise > 0 else 0.0,
         color_lock=config.color_lock if denoise > 0 else "off",
         seed=config.seed,
+        dtype=config.dtype,
         model_options=options,
         batch=config.batch,
         **_around(config),
@@ -248,6 +255,7 @@ def _without_model(config: UpscaleConfig) -> Settings:
         consistency=0.0,
         color_lock="off",
         seed=0,
+        dtype=config.dtype,
         model_options=AS_PUBLISHED,
         batch=1,
         **_around(config),

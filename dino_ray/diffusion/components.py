@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from dino_ray.diffusion import offload
 from dino_ray.diffusion.denoiser import Description
+from dino_ray.diffusion.dtypes import TORCH
+from dino_ray.diffusion.model_options import Offload
+from dino_ray.diffusion.storage import Kept
 from dino_ray.errors import JobError
 
 _FAILURES = (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError)
@@ -31,8 +36,14 @@ class PartFiles:
     """Its folder."""
 
 
-def load_model(files: PartFiles, dtype: torch.dtype, device: str) -> Any:
+CASTS_BY_ITS_WEIGHT = "wo"
+"""A layer of T5 whose type is asked for, to cast what goes in, before the layer can make it that it computes in."""
+
+
+def load_model(files: PartFiles, kept: Kept, device: str) -> Any:
     """A component with weights, on ``device``.
+
+    Weights that are neither cast nor moved are mapped from their file, not copied: replicas of a machine share them.
 
     Raises
     ------
@@ -46,14 +57,57 @@ def load_model(files: PartFiles, dtype: torch.dtype, device: str) -> Any:
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
-            **{named: dtype},
+            **{named: compute_dtype(kept)},
+            **_quantization(files, kept, device),
         )
         if missing := sorted(info["missing_keys"]):  # or else they would stay random
             raise ValueError(f"its weights lack {missing[0]}")
-        return model.to(device)
+        if kept.fp8:
+            _cast_layerwise(model, compute_dtype(kept))
+        return model if kept.package and device != "cpu" else model.to(device)  # the former is there
 
 
-def load_tiny_vae(folder: Path, description: Description, dtype: torch.dtype, device: str) -> Any:
+def compute_dtype(kept: Kept) -> torch.dtype:
+    """What a component computes in."""
+    dtype: torch.dtype = getattr(torch, TORCH[kept.compute])
+    return dtype
+
+
+def _cast_layerwise(model: Any, compute: torch.dtype) -> None:
+    from diffusers.hooks import apply_layerwise_casting
+    from diffusers.hooks.layerwise_casting import DEFAULT_SKIP_MODULES_PATTERN
+
+    own = getattr(model, "_skip_layerwise_casting_patterns", None) or ()
+    keep = getattr(model, "_keep_in_fp32_modules", None) or ()
+    apply_layerwise_casting(
+        model,
+        storage_dtype=torch.float8_e4m3fn,
+        compute_dtype=compute,
+        skip_modules_pattern=(*DEFAULT_SKIP_MODULES_PATTERN, *own, *keep, CASTS_BY_ITS_WEIGHT),
+    )
+
+
+def _quantization(files: PartFiles, kept: Kept, device: str) -> Mapping[str, Any]:
+    """What ``from_pretrained`` is told of weights that are quantised, or are to be."""
+    there = {"device_map": {"": device}} if kept.package and device != "cpu" else {}
+    if kept.quantize is None:
+        return there
+    library: Any = importlib.import_module(files.library)
+    if kept.quantize == "nf4":
+        config = library.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute_dtype(kept)
+        )
+    elif kept.quantize == "int8":
+        config = library.BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
+
+        by_name = {"torchao-int8": Int8WeightOnlyConfig, "torchao-fp8": Float8WeightOnlyConfig}
+        config = library.TorchAoConfig(by_name[kept.quantize]())
+    return {"quantization_config": config, **there}
+
+
+def load_tiny_vae(folder: Path, description: Description, kept: Kept, device: str) -> Any:
     """A small decoder of a model's latents.
 
     Raises
@@ -61,7 +115,7 @@ def load_tiny_vae(folder: Path, description: Description, dtype: torch.dtype, de
     JobError
         Where it is damaged, or of other latents.
     """
-    tiny = load_model(PartFiles("tiny_vae", "diffusers", "AutoencoderTiny", folder), dtype, device)
+    tiny = load_model(PartFiles("tiny_vae", "diffusers", "AutoencoderTiny", folder), kept, device)
     if tiny.config.latent_channels != description.latent_channels:
         raise JobError(
             f"{folder}: its latents have {tiny.config.latent_channels} channels, those of {description.name} "
@@ -88,8 +142,11 @@ class TextParts:
 
     files: Mapping[str, PartFiles]
     """By component."""
-    dtypes: Mapping[str, torch.dtype]
+    kept: Mapping[str, Kept]
+    """By component that has weights."""
     device: str
+    """Where they compute, and inputs go: a part that is offloaded has its weights elsewhere, or nowhere."""
+    offload: Offload = "none"
 
     @contextmanager
     def loaded(self, *names: str) -> Iterator[Sequence[Any]]:
@@ -109,9 +166,14 @@ class TextParts:
                 torch.cuda.empty_cache()  # a replica may load on the same device next
 
     def _load(self, name: str) -> Any:
-        if name not in self.dtypes:
+        if name not in self.kept:
             return load_tokenizer(self.files[name])
-        return load_model(self.files[name], self.dtypes[name], self.device).eval().requires_grad_(False)
+        piecewise = self.offload in offload.PIECEWISE
+        model = load_model(self.files[name], self.kept[name], "cpu" if piecewise else self.device)
+        model.eval().requires_grad_(False)
+        if piecewise:
+            offload.piecewise(model, self.device, self.offload)
+        return model
 
 
 def _class(files: PartFiles) -> Any:

@@ -11,14 +11,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dino_ray.diffusion import adapter_file, model_files
+from dino_ray.diffusion import adapter_file, model_files, storage
 from dino_ray.diffusion.catalogue import ALIASES, KNOWN, KnownModel
 from dino_ray.diffusion.denoiser import Denoiser, Description, Embeddings
-from dino_ray.diffusion.device import pick_device, pick_dtype
+from dino_ray.diffusion.device import pick_device
+from dino_ray.diffusion.dtypes import TORCH, Dtypes
 from dino_ray.diffusion.families import FLUX, Configs, Family, flux_config
 from dino_ray.diffusion.families.family import Picture, class_of, no_picture
 from dino_ray.diffusion.model_files import ModelRef, resolve
 from dino_ray.diffusion.model_options import AS_PUBLISHED, ModelOptions
+from dino_ray.diffusion.storage import Kept
 from dino_ray.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ __all__ = [
     "KnownModel",
     "ModelRef",
     "adapter_target",
+    "check_memory_options",
     "describe",
     "encode_text",
     "load",
@@ -75,10 +78,39 @@ def describe(model: str, adapter: str | None = None, options: ModelOptions = AS_
     return adapter_file.describe(adapter, adapter_target(ref)).applied_to(description)
 
 
+def check_memory_options(
+    model: str, dtype: Dtypes | str, options: ModelOptions, tile: int, device: str | None
+) -> None:
+    """Refuse ways to fit a model into memory that it, or the machine, does not have; no weights are read.
+
+    Parameters
+    ----------
+    tile : int
+        canvas_px: side of the tiles that it will be given.
+    device : str, optional
+        As ``load`` takes it, of this machine; None: the models run elsewhere, and are judged there as they are loaded.
+
+    Raises
+    ------
+    UsageError
+    """
+    ref, dtypes = resolve(model), _dtypes(dtype)
+    if ref.kind == "bundled":
+        storage.bundled(dtypes, options)
+        return
+    family, configs = model_files.family_and_configs(ref)
+    parts = (*family.parts, *family.text_parts(configs["index"]))
+    kept = _kept(ref, family, configs, parts, dtypes, options, "cuda")
+    if device is not None and (options.offload != "none" or any(each.package for each in kept.values())):
+        storage.check_device(options, kept, family.core, pick_device(device))
+    if options.vae_tile is not None:
+        storage.check_vae_tile(options.vae_tile, tile, family.describe(ref.name, configs).latent_scale)
+
+
 def load(
     model: str,
     device: str = "auto",
-    dtype: str = "auto",
+    dtype: Dtypes | str = "auto",
     adapter: str | None = None,
     *,
     sketch: str | None = None,
@@ -92,8 +124,9 @@ def load(
         A name that ``resolve`` understands.
     device : str
         As torch spells it, or ``auto``: CUDA where there is one, else the CPU.
-    dtype : {"auto", "float32", "bfloat16", "float16"}
-        ``auto``: bfloat16 on CUDA, else float32; the bundled model always float32.
+    dtype : Dtypes or str
+        As ``Dtypes.parse`` takes it; torch's names will do as well. ``auto``: bfloat16 on CUDA, else float32; the
+        bundled model always float32.
     adapter : str, optional
         File of a DINO adapter that was trained for it; works in float32 whatever ``dtype`` is.
     sketch : str, optional
@@ -111,7 +144,7 @@ def load(
     ref = resolve(model)
     _refuse_none(ref)
     device = pick_device(device)
-    denoiser: Any = _load(ref, device, dtype, sketch)
+    denoiser: Any = _load(ref, device, _dtypes(dtype), sketch, options)
     if adapter is not None:
         denoiser = _adapted(denoiser, ref, adapter, device)
     made: Denoiser = denoiser
@@ -155,31 +188,78 @@ def adapter_target(ref: ModelRef, fetch: bool = False) -> adapter_file.Target:
     return adapter_file.Target(ref.name, "flux", width, folder)
 
 
-def _load(ref: ModelRef, device: str, dtype: str, sketch: str | None) -> Any:
+def _load(ref: ModelRef, device: str, dtypes: Dtypes, sketch: str | None, options: ModelOptions) -> Any:
     if ref.kind == "bundled":
         from dino_ray.diffusion import bundled
 
-        return bundled.load(
-            _bundled_folder(ref), device=device, dtype="float32" if dtype == "auto" else dtype
-        )
+        dtype = TORCH[storage.bundled(dtypes, options)]
+        return bundled.load(_bundled_folder(ref), device=device, dtype=dtype)
     import torch
 
-    from dino_ray.diffusion import components
+    from dino_ray.diffusion import components, offload
     from dino_ray.diffusion.families.latent_denoiser import Loaded
     from dino_ray.diffusion.vae import Place
 
     family, configs = model_files.family_and_configs(ref)
     description = family.describe(ref.name, configs)
     model_files.check_weights(ref, family.parts)
+    kept = dict(_kept(ref, family, configs, family.parts, dtypes, options, device))
+    storage.check_device(options, kept, family.core, device)
     files = _part_files(ref, family, configs, family.parts)
-    precision = pick_dtype(dtype, device)
-    models = {part: components.load_model(files[part], precision, device) for part in files}
-    if sketch is not None:
-        models["tiny_vae"] = components.load_tiny_vae(
-            model_files.fetch_tiny_vae(sketch), description, precision, device
+    models = {
+        part: components.load_model(
+            files[part], kept[part], offload.loaded_to(kept[part], device, options.offload)
         )
-    places = dict.fromkeys(models, Place(torch.device(device), precision))
-    return _module(family).build(Loaded(models, places), configs, description)
+        for part in files
+    }
+    models[
+        "vae"
+    ].enable_slicing()  # tiles pass it one by one: it alone fills a GPU, and has the largest activations
+    if sketch is not None:
+        kept["tiny_vae"] = Kept(storage.compute(dtypes, device))
+        models["tiny_vae"] = components.load_tiny_vae(
+            model_files.fetch_tiny_vae(sketch), description, kept["tiny_vae"], device
+        )
+    places = {part: Place(torch.device(device), components.compute_dtype(kept[part])) for part in models}
+    denoiser = _module(family).build(Loaded(models, places), configs, description)
+    if options.vae_tile is not None:
+        denoiser.work_in_windows(options.vae_tile)
+    offload.apply(models[family.core], models["vae"], device, options.offload)
+    return denoiser
+
+
+def _kept(
+    ref: ModelRef,
+    family: Family,
+    configs: Configs,
+    parts: Sequence[str],
+    dtypes: Dtypes,
+    options: ModelOptions,
+    device: str,
+) -> Mapping[str, Kept]:
+    """How the weights of some components are to be kept.
+
+    Raises
+    ------
+    UsageError
+        Where that can't be.
+    """
+    storage.check_parts(dtypes, (*family.parts, *family.text_parts(configs["index"])))
+    made = {}
+    for part in parts:
+        role: storage.Role = "core" if part == family.core else "vae" if part == "vae" else "text"
+        config = configs[part] if part in configs else model_files.part_config(ref, part)
+        cls = (class_of(configs["index"], part) or ("", ""))[1]
+        made[part] = storage.kept(part, role, cls, config, dtypes, options, device)
+    storage.check_offload(options, made)
+    return made
+
+
+def _dtypes(dtype: Dtypes | str) -> Dtypes:
+    try:
+        return Dtypes.parse(dtype)
+    except ValueError as error:
+        raise UsageError(f"--dtype {dtype}: {error}") from error
 
 
 def find_sketch(model: str, options: ModelOptions = AS_PUBLISHED) -> str | None:
@@ -194,7 +274,7 @@ def find_sketch(model: str, options: ModelOptions = AS_PUBLISHED) -> str | None:
     return model_files.find_tiny_vae(ref, family)
 
 
-def encode_text(model: str, prompt: str, device: str = "auto", dtype: str = "auto") -> Embeddings:
+def encode_text(model: str, prompt: str, device: str = "auto", dtype: Dtypes | str = "auto") -> Embeddings:
     """One prompt's embeddings; see `encode_texts`."""
     return encode_texts(model, [prompt], device, dtype)[prompt]
 
@@ -203,7 +283,7 @@ def encode_texts(
     model: str,
     prompts: Sequence[str],
     device: str = "auto",
-    dtype: str = "auto",
+    dtype: Dtypes | str = "auto",
     *,
     picture: Picture = no_picture,
     options: ModelOptions = AS_PUBLISHED,
@@ -237,10 +317,13 @@ def encode_texts(
     family, configs = model_files.family_and_configs(ref)
     encoders = family.text_parts(configs["index"])
     model_files.check_weights(ref, encoders)
+    kept = _kept(ref, family, configs, encoders, _dtypes(dtype), options, device)
+    storage.check_device(options, kept, family.core, device)
     parts = TextParts(
         files=_part_files(ref, family, configs, (*encoders, *family.tokenizers)),
-        dtypes=dict.fromkeys(encoders, pick_dtype(dtype, device)),
+        kept=kept,
         device=device,
+        offload=options.offload,
     )
     prompts = list(dict.fromkeys(prompts))
     encoded: Mapping[str, Embeddings] = _module(family).encode_text(parts, configs, prompts, picture)

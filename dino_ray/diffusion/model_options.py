@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Quantizer: TypeAlias = Literal["nf4", "int8", "torchao-int8", "torchao-fp8"]
+"""How weights are quantised: the first two by bitsandbytes (Dettmers et al. 2023, arXiv:2305.14314, and 2022,
+arXiv:2208.07339), the others by torchao, a scale for each row."""
+
+Offload: TypeAlias = Literal["none", "model", "group", "sequential"]
+"""What waits in host memory until it is used: nothing, whole components, their blocks, or single layers."""
 
 
 @dataclass(frozen=True)
 class ModelOptions:
     """One value for all that ``loading`` is asked to do with a model; the defaults are the model as it is published."""
+
+    quantize: Quantizer | None = None
+    """Of what predicts, and of large text encoders."""
+    offload: Offload = "none"
+    vae_tile: int | None = None
+    """canvas_px: side of the windows that the VAE works in from the start; None: whole tiles."""
 
 
 AS_PUBLISHED = ModelOptions()
