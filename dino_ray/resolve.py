@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -51,7 +51,7 @@ MODEL_OPTIONS = (
         "dino_adapter",
     ),
     *("adaptive", "verify", "consistency", "color_lock", "seed", "dtype", "batch"),
-    *("quantize", "offload", "vae_tile"),
+    *("quantize", "offload", "vae_tile", "fit"),
 )
 """Options that only a diffusion model can honour."""
 
@@ -93,6 +93,12 @@ class Settings:
     seed: int
     dtype: Dtypes
     model_options: ModelOptions
+    fit: str | None
+    """What was decided of how the model is kept, and why; None: nothing was."""
+    gpu_bytes: Mapping[str, float]
+    """That a GPU is to have for a ``replica``, and for the ``text`` encoders on one of them; empty: not known."""
+    host_bytes: float | None
+    """That a replica on a CPU takes; None: not known."""
     batch: int
     """Tiles that a replica refines at once; 1 without a model."""
 
@@ -135,8 +141,13 @@ def _is_panorama(info: SourceInfo) -> bool:
     return found is not None and found.closes
 
 
-def resolve(config: UpscaleConfig) -> Settings:
+def resolve(config: UpscaleConfig, *, planning: bool = False) -> Settings:
     """Settle a config against what its model can do.
+
+    Parameters
+    ----------
+    planning
+        Nothing is to run here: ``--fit 24GB`` may speak of another machine, which has what this one lacks.
 
     Raises
     ------
@@ -148,6 +159,7 @@ def resolve(config: UpscaleConfig) -> Settings:
         raise UsageError("--shared: says that every node sees the job directory; name it with --job-dir")
     if config.model == NO_MODEL:
         return _without_model(config)
+    from dino_ray import fitting
     from dino_ray.diffusion import loading
 
     options = ModelOptions(quantize=config.quantize, offload=config.offload, vae_tile=config.vae_tile)
@@ -174,9 +186,13 @@ def resolve(config: UpscaleConfig) -> Settings:
         )
     dino, strength = _dino(config, model, denoise)
     tile = config.tile if config.tile is not None else model.tile
+    sketch = loading.find_sketch(config.model, options) if strength > 0 else None
+    job = fitting.Job(tile, config.batch, sketch, dino, strength)
+    kept = fitting.settle(config, model, job, options) if denoise > 0 else fitting.Kept(config.dtype, options)
     # A cluster's machines are others, and judge for themselves.
-    here = config.device if config.address in ("none", "local") else None
-    loading.check_memory_options(config.model, config.dtype, options, tile, here)
+    elsewhere = config.address not in ("none", "local") or (planning and config.fit not in ("auto", "off"))
+    here = None if elsewhere else config.device
+    loading.check_memory_options(config.model, kept.dtype, kept.options, tile, here)
     half = tile // model.pixel_multiple // 2 * model.pixel_multiple  # the most that the plan allows
     overlap = config.overlap if config.overlap is not None else min(model.overlap, half)
     settings = Settings(
@@ -196,15 +212,18 @@ def resolve(config: UpscaleConfig) -> Settings:
         dino=dino,
         dino_tokens=model.dino_dim is not None,
         dino_strength=strength,
-        sketch=loading.find_sketch(config.model, options) if strength > 0 else None,
+        sketch=sketch,
         dino_adapter=config.dino_adapter and os.path.abspath(os.path.expanduser(config.dino_adapter)),
         adaptive=config.adaptive if denoise > 0 else 0.0,
         verify=config.verify is not False and denoise > 0,
         consistency=_consistency(config) if denoise > 0 else 0.0,
         color_lock=config.color_lock if denoise > 0 else "off",
         seed=config.seed,
-        dtype=config.dtype,
-        model_options=options,
+        dtype=kept.dtype,
+        model_options=kept.options,
+        fit=kept.said,
+        gpu_bytes=kept.gpu_bytes,
+        host_bytes=kept.host_bytes,
         batch=config.batch,
         **_around(config),
     )
@@ -257,6 +276,9 @@ def _without_model(config: UpscaleConfig) -> Settings:
         seed=0,
         dtype=config.dtype,
         model_options=AS_PUBLISHED,
+        fit=None,
+        gpu_bytes={},
+        host_bytes=None,
         batch=1,
         **_around(config),
     )

@@ -1,7 +1,7 @@
-"""Count what the published models take, by running their own code on the meta device: python scripts/count_footprints.py.
+"""Count what the published models take, by running their own code on the meta device.
 
-Writes dino_ray/diffusion/footprints.json; a few minutes on one core, no weights, no network. To be run again when a model
-is added to dino_ray/diffusion/published, or diffusers changes one.
+``python scripts/count_footprints.py`` writes dino_ray/diffusion/footprints.json: two minutes on one core, no weights,
+no network. To be run again when a model is added to dino_ray/diffusion/published, or diffusers changes one.
 """
 
 from __future__ import annotations

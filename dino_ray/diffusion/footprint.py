@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ class Count:
     """Parameters of one component."""
 
     parameters: int
+    """All, with buffers that are saved among them, such as tables of positions."""
     linear: int
     """Weights of its linear layers: what bitsandbytes and torchao quantise."""
     castable: int
@@ -66,9 +68,7 @@ class Work:
         sizes = [side**2 for side in SIDES]
         if not counted or pixels <= sizes[0]:
             return counted[0] if counted else 0
-        for (left, right), (low, high) in zip(
-            zip(sizes, sizes[1:], strict=False), zip(counted, counted[1:], strict=False), strict=True
-        ):
+        for (left, right), (low, high) in zip(pairwise(sizes), pairwise(counted), strict=True):
             if pixels <= right:
                 return low + (high - low) * (pixels - left) // (right - left)
         return int(counted[-1] * (pixels / sizes[-1]) ** 2)

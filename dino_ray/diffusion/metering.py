@@ -1,4 +1,4 @@
-"""Counting what a component takes, on torch's meta device: its own code runs on shapes alone, in seconds, without weights.
+"""Counting what a component takes, on torch's meta device: its own code runs on shapes alone, without weights.
 
 What is counted is what torch allocates. A GPU's libraries allocate more: workspaces of convolutions, what its allocator
 rounds up; ``footprint`` allows for that.
@@ -40,7 +40,7 @@ def build(library: str, cls: str, config: Mapping[str, Any]) -> nn.Module:
 
 def count(model: nn.Module) -> Count:
     """Parameters of a component, by what can be done with them."""
-    parameters = _elements(model.parameters())
+    parameters = _elements(model.state_dict(keep_vars=True).values())
     linear = _elements(each.weight for each in model.modules() if isinstance(each, nn.Linear))
     blocks = [_elements(block.parameters()) for parent in _outermost_lists(model) for block in parent]
     leaves = [_elements(each.parameters(recurse=False)) for each in model.modules()]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from dino_ray.diffusion import hub
+from dino_ray.diffusion import hub, published
 from dino_ray.diffusion.bundled.spec import is_bundled
 from dino_ray.diffusion.catalogue import ALIASES
 from dino_ray.diffusion.families import FAMILIES, Configs, Family, family_of
@@ -132,6 +132,10 @@ def fetch(ref: ModelRef, components: Iterable[str]) -> Path:
     UsageError
         As ``check_weights`` does, and where a download is impossible.
     """
+    if published.holds(ref.location):
+        raise UsageError(
+            f"--model {ref.location}: holds configuration files alone, for plans; give {ref.name}"
+        )
     if ref.kind == "folder":
         return Path(ref.location)
     return hub.snapshot(ref.location, [f"{part}/{kind}" for part in components for kind in _COMPONENT_FILES])
@@ -146,8 +150,8 @@ def find_tiny_vae(ref: ModelRef, family: Family) -> str | None:
     own = Path(ref.location) / "tiny_vae"
     if ref.kind == "folder" and own.is_dir():
         return str(own)
-    if family.tiny_vae is None:
-        return None
+    if family.tiny_vae is None or published.holds(ref.location):
+        return family.tiny_vae
     try:
         hub.snapshot(family.tiny_vae, _COMPONENT_FILES, cached=ref.kind == "folder")
     except DinoRayError:
@@ -169,6 +173,8 @@ def check_weights(ref: ModelRef, components: Iterable[str]) -> None:
     UsageError
         Where a component has no weights, pickles only, or lacks some of its shards.
     """
+    if published.holds(ref.location):
+        return  # it stands in for a model whose weights are not here yet
     patterns = {component: f"{component}/*" for component in components}
     if ref.kind == "folder":
         files = hub.names(Path(ref.location), patterns.values())
