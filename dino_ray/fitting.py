@@ -58,13 +58,17 @@ class Kept:
     """Of a replica that runs on a CPU; None: not known."""
 
 
-def settle(config: UpscaleConfig, model: Description, job: Job, given: ModelOptions) -> Kept:
+def settle(
+    config: UpscaleConfig, model: Description, job: Job, given: ModelOptions, *, planning: bool = False
+) -> Kept:
     """Decide how a model is kept.
 
     Parameters
     ----------
     given
         What the config says of it.
+    planning
+        What is decided is said elsewhere, and not logged.
 
     Raises
     ------
@@ -101,8 +105,9 @@ def settle(config: UpscaleConfig, model: Description, job: Job, given: ModelOpti
     if chosen is None:
         raise UsageError(f"{free}; {_what_would(config, found, model, job, machine, asked)}")
     way = chosen.way
-    said = f"{free}; {_words(chosen, found.family.core)}"
-    log.log(logging.INFO if way == chosen.first else logging.WARNING, "%s", said)
+    said = f"{free}; {_words(chosen)}"
+    if not planning:
+        log.log(logging.INFO if way == chosen.first else logging.WARNING, "%s", said)
     dtype = config.dtype if asked.dtype is not None else Dtypes(FP8) if way.dtype == FP8 else config.dtype
     options = replace(given, quantize=way.quantize, offload=way.offload, vae_tile=way.vae_tile)
     return replace(kept, dtype=dtype, options=options, said=said, gpu_bytes=_bytes(wanted, way))
@@ -192,12 +197,14 @@ def _machine(config: UpscaleConfig, found: Sizes) -> fit.Machine | None:
     if config.device == "cpu":
         return None
     if config.address not in ("local", "none"):
-        return _silent(found, f"the GPUs of {config.address} can't be asked from here")
+        _say_why_not(found, f"the GPUs of {config.address} can't be asked from here")
+        return None
     from dino_ray.diffusion import gpu_memory
 
     gpu = gpu_memory.look()
     if gpu is None:
-        return _silent(found, "there is no GPU here")
+        _say_why_not(found, "there is no GPU here")
+        return None
     return fit.Machine(gpu.free * _share(config), _host_free(), installed)
 
 
@@ -206,7 +213,7 @@ def _share(config: UpscaleConfig) -> float:
     return min(1.0, config.gpus_per_worker or 1.0)
 
 
-def _silent(found: Sizes, why: str) -> None:
+def _say_why_not(found: Sizes, why: str) -> None:
     if found.core.count.parameters * 2 > BIG:
         log.warning("--fit auto: %s, so the model is kept as it is; --fit 24GB names the memory of one", why)
 
@@ -220,11 +227,11 @@ def _host_free() -> float | None:
         return None
 
 
-def _words(chosen: fit.Fit, core: str) -> str:
-    way, total = chosen.way, f"{chosen.needs / GB:.1f} GB in all"
-    if way == chosen.first:
-        return f"{way}, {total}"
-    return f"{core} in {chosen.first} takes {chosen.first_needs / GB:.1f} GB: {way}, {total}"
+def _words(chosen: fit.Fit) -> str:
+    total = f"{chosen.way}, {chosen.needs / GB:.1f} GB in all"
+    if chosen.way == chosen.first:
+        return total
+    return f"{chosen.first} takes {chosen.first_needs / GB:.1f} GB: {total}"
 
 
 def _what_would(

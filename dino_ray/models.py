@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +12,11 @@ from dino_ray.diffusion import fit, model_files, presence, published
 from dino_ray.diffusion.catalogue import KNOWN, KnownModel
 from dino_ray.diffusion.dtypes import Dtypes
 from dino_ray.diffusion.fit import Way
-from dino_ray.diffusion.sizing import Sizes, sizes
+from dino_ray.diffusion.sizing import sizes
 from dino_ray.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-    from dino_ray.diffusion.denoiser import Description
 
 WAYS = {
     "fp32": Way("fp32"),
@@ -53,8 +51,8 @@ class Row:
     parameters: int | None
     """Of what predicts."""
     memory_gb: dict[str, float]
-    """Of a replica's GPU at the model's own tile size, by how it is kept: weights, work and `fit.RESERVE` together; DINO
-    and a batch add to it."""
+    """Of a replica's GPU at the model's own tile size, by how it is kept: weights, work and `fit.RESERVE`; a
+    batch and DINO add to it."""
     text_gb: float | None
     """Of its text encoders in bf16, which one worker holds before the model is loaded."""
     download_gb: float | None
@@ -100,28 +98,23 @@ def _rows(known: KnownModel) -> Iterator[Row]:
         parameters=found.core.count.parameters,
         memory_gb={name: _gb(fit.replica_needs(wanted, way) + fit.RESERVE) for name, way in WAYS.items()},
         text_gb=_gb(fit.text_needs(wanted, Way())),
-        download_gb=_gb(download_bytes(known, found)),
+        download_gb=_gb(presence.download_bytes(known, found)),
         here=presence.is_here(known.repo),
     )
 
 
 def _shipped(known: KnownModel) -> Row:
     """What comes with the package."""
-    bundled: Description | None = None
-    if known.alias == "bundled":
-        from dino_ray.diffusion import bundled as model
-
-        bundled = model.describe(None)
-    return Row(
+    row = Row(
         alias=known.alias,
         repo=None,
         family="ships with the package",
         licence=known.licence,
         accept=None,
-        tile=bundled and bundled.tile,
-        steps=bundled and bundled.steps,
-        denoise=bundled and bundled.denoise,
-        noise_levels=bundled and bundled.noise_levels,
+        tile=None,
+        steps=None,
+        denoise=None,
+        noise_levels=None,
         cfg=None,
         parameters=None,
         memory_gb={},
@@ -129,12 +122,14 @@ def _shipped(known: KnownModel) -> Row:
         download_gb=None,
         here=True,
     )
+    if known.alias != "bundled":
+        return row
+    from dino_ray.diffusion import bundled
 
-
-def download_bytes(known: KnownModel, found: Sizes) -> int:
-    """Of the weights as they are published."""
-    parts = {found.family.core: found.core, "vae": found.vae, **found.text}
-    return sum(known.stored_bytes(name) * part.count.parameters for name, part in parts.items())
+    made = bundled.describe(None)
+    return replace(
+        row, tile=made.tile, steps=made.steps, denoise=made.denoise, noise_levels=made.noise_levels
+    )
 
 
 def _gb(n_bytes: float) -> float:
@@ -209,6 +204,17 @@ def _lines(row: Row) -> Iterator[str]:
     if named:
         yield "  ".join(named)
     yield f"licence: {row.licence}{f'; accept it at {row.accept}' if row.accept else ''}"
+
+
+BEGIN, END = "<!-- models: begin -->", "<!-- models: end -->"
+"""What the table lies between in ``docs/models.md``."""
+
+
+def renewed(page: str) -> str:
+    """``docs/models.md`` with its table as it is now."""
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{markdown(rows())}{END}{after}"
 
 
 def markdown(listed: Sequence[Row]) -> str:

@@ -108,6 +108,20 @@ class Settings:
     shared: bool
     """Every node of the cluster sees the job directory under the same name."""
 
+    @property
+    def fitted(self) -> dict[str, Any]:
+        """What ``--fit`` has settled, as options; empty where it has not."""
+        if self.fit is None:
+            return {}
+        kept = self.model_options
+        return {
+            "fit": "off",
+            "dtype": str(self.dtype),
+            "quantize": kept.quantize,
+            "offload": kept.offload,
+            "vae_tile": kept.vae_tile,
+        }
+
     def layout(self, info: SourceInfo) -> tuple[Scaling, Grid]:
         """Canvas and tiles for a source.
 
@@ -188,7 +202,9 @@ def resolve(config: UpscaleConfig, *, planning: bool = False) -> Settings:
     tile = config.tile if config.tile is not None else model.tile
     sketch = loading.find_sketch(config.model, options) if strength > 0 else None
     job = fitting.Job(tile, config.batch, sketch, dino, strength)
-    kept = fitting.settle(config, model, job, options) if denoise > 0 else fitting.Kept(config.dtype, options)
+    kept = fitting.Kept(config.dtype, options)
+    if denoise > 0:
+        kept = fitting.settle(config, model, job, options, planning=planning)
     # A cluster's machines are others, and judge for themselves.
     elsewhere = config.address not in ("none", "local") or (planning and config.fit not in ("auto", "off"))
     here = None if elsewhere else config.device

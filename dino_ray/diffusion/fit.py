@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 from dino_ray.diffusion.footprint import WORK_ALLOWANCE, Count, weight_bytes
 from dino_ray.diffusion.model_options import Offload, Quantizer
@@ -108,7 +107,7 @@ class Asked:
     """What the user has settled; None: it is open."""
 
     dtype: str | None = None
-    quantize: Quantizer | Literal["none"] | None = None
+    quantize: Quantizer | None = None
     offload: Offload | None = None
     vae_tile: int | None = None
 
@@ -116,7 +115,7 @@ class Asked:
         """Whether a way is as was asked for."""
         return (
             self.dtype in (None, way.dtype)
-            and self.quantize in (None, way.quantize or "none")
+            and self.quantize in (None, way.quantize)
             and self.offload in (None, way.offload)
             and self.vae_tile in (None, way.vae_tile)
         )
@@ -135,7 +134,7 @@ def ways(demand: Demand, machine: Machine, asked: Asked = ANYTHING) -> Iterator[
     smaller = {side for side in (*demand.stages, asked.vae_tile) if side is not None}
     tiles = [None, *sorted(smaller, reverse=True)]
     eight = next((name for name in EIGHT_BITS if name in machine.quantizers), None)
-    if asked.quantize not in (None, "none"):
+    if asked.quantize is not None:
         eight = asked.quantize
     order = [
         *(Way(dtype, None, "none", tile) for tile in tiles),

@@ -87,11 +87,11 @@ def _castable(model: nn.Module) -> int:
     return within(model, "")
 
 
-class Meter(TorchDispatchMode):
+class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Bytes of tensors that live at once, at most, beside those that are known when it begins."""
 
     def __init__(self, *known: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         tensors = [each for model in known for each in (*model.parameters(), *model.buffers())]
         self._known = {each.untyped_storage()._cdata for each in tensors}
         self._living: dict[int, int] = {}
@@ -122,7 +122,7 @@ def peak_bytes(work: Callable[[], object], *known: nn.Module) -> int:
     """What ``work`` allocates at once, at most, beside the weights of ``known``, without a gradient."""
     with torch.no_grad(), _fused_attention(), Meter(*known) as meter:
         work()
-    return meter.peak
+    return int(meter.peak)
 
 
 def peak_bytes_with_gradient(work: Callable[[], Tensor], *known: nn.Module) -> int:
@@ -130,8 +130,8 @@ def peak_bytes_with_gradient(work: Callable[[], Tensor], *known: nn.Module) -> i
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), Meter(*known) as meter:
-        work().sum().backward()
-    return meter.peak
+        torch.autograd.backward(work().sum())
+    return int(meter.peak)
 
 
 @contextmanager
@@ -142,7 +142,7 @@ def _fused_attention() -> Iterator[None]:
         return query.new_empty((*query.shape[:-1], value.shape[-1]))
 
     stock = nn.functional.scaled_dot_product_attention
-    nn.functional.scaled_dot_product_attention = fused  # type: ignore[assignment]
+    nn.functional.scaled_dot_product_attention = fused
     try:
         yield
     finally:

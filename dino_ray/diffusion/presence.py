@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
-from dino_ray.diffusion import published
+from dino_ray.diffusion import model_files, published
 from dino_ray.diffusion.catalogue import KNOWN, KnownModel
+from dino_ray.diffusion.sizing import Sizes, sizes
 
 
 def known(model: str) -> KnownModel | None:
@@ -30,9 +32,28 @@ def _has_weights(part: str, cls: list[object]) -> bool:
     return cls[0] is not None and part.startswith(("transformer", "unet", "vae", "text_encoder"))
 
 
-def stand_in(model: str) -> Path | None:
-    """The configuration files of a model of the catalogue that is not here; None: it is, or is none of it."""
+@dataclass(frozen=True)
+class Absent:
+    """A published model that is not on this machine."""
+
+    folder: Path
+    """Its configuration files, which describe it as well."""
+    download_bytes: int
+    """Of its weights."""
+
+
+def absent(model: str) -> Absent | None:
+    """What is known of a model of the catalogue that is not here; None: it is here, or is none of them."""
     found = known(model)
     if found is None or found.repo is None or is_here(found.repo):
         return None
-    return published.folder(found.alias)
+    folder = published.folder(found.alias)
+    if folder is None:
+        return None
+    return Absent(folder, download_bytes(found, sizes(model_files.resolve(str(folder)))))
+
+
+def download_bytes(model: KnownModel, found: Sizes) -> int:
+    """Of a model's weights as they are published."""
+    parts = {found.family.core: found.core, "vae": found.vae, **found.text}
+    return sum(model.stored_bytes(name) * part.count.parameters for name, part in parts.items())
