@@ -99,9 +99,36 @@ class UpscaleConfig(BaseModel):
         description="What each tile is told to show, for models that take text: style and quality rather than what the "
         "whole picture is of, which would be drawn into every tile. Default: a general one that suits the model.",
     )
+    prompts: str | None = Field(
+        default=None,
+        min_length=1,
+        description="JSON or GeoJSON file of regions of the source, each with a prompt of its own; the rest of the "
+        "picture gets --prompt. See docs/models.md. Default: none.",
+    )
+    captioner: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Python function, package.module:function, that is shown parts of the source as arrays and says "
+        "what each shows; tiles are told that, followed by --prompt. Default: none.",
+    )
     negative_prompt: str | None = Field(
         default=None,
         description="What is to be kept out, for models with classifier-free guidance. Default: nothing.",
+    )
+    controlnet: str | None = Field(
+        default=None,
+        min_length=1,
+        description="ControlNet that holds each tile to its base, such as a tile or an upscaler one: a folder or a hub "
+        "id. Default: none.",
+    )
+    control_scale: float = Field(
+        default=0.6, ge=0, le=2, description="How firmly the ControlNet holds; 1 as it was trained, 0 is off."
+    )
+    control_start: float = Field(
+        default=0.0, ge=0, le=1, description="Part of the steps after which the ControlNet begins."
+    )
+    control_end: float = Field(
+        default=1.0, ge=0, le=1, description="Part of the steps after which the ControlNet ends."
     )
     cfg: float | None = Field(
         default=None,
@@ -227,6 +254,23 @@ class UpscaleConfig(BaseModel):
         default="auto",
         description="Settles what --dtype, --quantize, --offload and --vae-tile leave open, so that a model fits a "
         "GPU's memory, with the least harm: that which is free here, or as much as is named, such as 24GB.",
+    )
+    compile: bool = Field(
+        default=False,
+        description="Compile the model's blocks before the first tile: minutes once, kept for later runs; then each "
+        "step takes less.",
+    )
+    attention: Literal["auto", "sdpa", "math", "cudnn", "flash", "flash3", "sage", "xformers"] = Field(
+        default="auto",
+        description="What computes the model's attention: torch (sdpa; math, the plain formula; cudnn) or a package "
+        "that is installed. auto: as torch sees fit.",
+    )
+    step_cache: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Skip most of a step where the model's first block changed by less than this since the last: 0.1 "
+        "saves about half of 8 steps and more, and costs some detail; 0 is off. For FLUX.1.",
     )
     workers: Annotated[
         Workers, BeforeValidator(Workers.parse), PlainSerializer(lambda workers: workers.plain)

@@ -23,6 +23,10 @@ _SETTLED = (
         "steps",
         "sampler",
         "prompt",
+        "regions",
+        "captioner",
+        "control_scale",
+        "control_range",
         "negative_prompt",
         "cfg",
         "tile",
@@ -39,7 +43,10 @@ _SETTLED = (
     ),
 )
 """Options as ``resolve`` has settled them."""
-_GIVEN = ("model", "threads", "page", "to_srgb")
+_GIVEN = (
+    *("model", "controlnet", "compile", "attention", "step_cache"),
+    *("threads", "page", "to_srgb"),
+)
 """Options as they were given."""
 
 _SOFTWARE = ("numpy", "pyvips-binary")
@@ -81,7 +88,13 @@ def of_pixels(
         "a source of": of_source(source, stop),
         "weights": {
             name: of_weights(name)
-            for name in (config.model, settings.dino, settings.dino_adapter, settings.sketch)
+            for name in (
+                config.model,
+                config.controlnet,
+                settings.dino,
+                settings.dino_adapter,
+                settings.sketch,
+            )
             if name
         },
         "thresholds of DINO": _thresholds(settings.dino),

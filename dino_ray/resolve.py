@@ -13,6 +13,7 @@ from dino_ray.diffusion.dtypes import Dtypes
 from dino_ray.diffusion.model_options import AS_PUBLISHED, ModelOptions
 from dino_ray.errors import UsageError
 from dino_ray.plan.geometry import Grid, Scaling, make_grid
+from dino_ray.prompts import Region, find_captioner, read_regions
 from dino_ray.raster.export import ExportOptions
 from dino_ray.raster.metadata import panorama
 from dino_ray.raster.source import ReadOptions, SourceInfo
@@ -44,7 +45,10 @@ MODEL_OPTIONS = (
         "steps",
         "sampler",
         "prompt",
+        "prompts",
+        "captioner",
         "negative_prompt",
+        "controlnet",
         "cfg",
         "dino",
         "dino_strength",
@@ -52,8 +56,12 @@ MODEL_OPTIONS = (
     ),
     *("adaptive", "verify", "consistency", "color_lock", "seed", "dtype", "batch"),
     *("quantize", "offload", "vae_tile", "fit"),
+    *("compile", "attention", "step_cache"),
 )
 """Options that only a diffusion model can honour."""
+
+CONTROL_OPTIONS = ("control_scale", "control_start", "control_end")
+"""Options that only a ControlNet can honour."""
 
 TORCH_OPTIONS = ("device", "threads", "gpus_per_worker")
 """Options that only a net can honour, of diffusion or not."""
@@ -71,7 +79,13 @@ class Settings:
     steps: int
     sampler: Literal["euler", "heun"]
     prompt: str
+    regions: tuple[Region, ...]
+    """Where tiles are told something else."""
+    captioner: str | None
     negative_prompt: str | None
+    control_scale: float
+    control_range: tuple[float, float]
+    """Part of the steps in which a ControlNet acts."""
     text_sees_source: bool
     """The model's text encoder looks at the source."""
     cfg: float | None
@@ -130,6 +144,11 @@ class Settings:
         UsageError
             If its edges are to meet, and can't.
         """
+        scaling, grid = self._layout(info)
+        self._check_prompts(info, grid)
+        return scaling, grid
+
+    def _layout(self, info: SourceInfo) -> tuple[Scaling, Grid]:
         scaling = Scaling.from_factor(info.width, info.height, self.scale)
         if self.wrap == "off" or (self.wrap == "auto" and not _is_panorama(info)):
             return scaling, self._grid(scaling, wrap=False)
@@ -140,6 +159,21 @@ class Settings:
                 raise
             log.warning("%s: is a 360° panorama, whose edges will not quite meet: %s", info.name, error)
             return scaling, self._grid(scaling, wrap=False)
+
+    def _check_prompts(self, info: SourceInfo, grid: Grid) -> None:
+        """Warn of what is told to tiles that do not show it."""
+        if self.model is not None and grid.n_tiles > 1 and self.prompt not in ("", self.model.prompt):
+            log.warning(
+                "--prompt is told to each of the %s tiles of %s, and what only a part of the picture shows may be "
+                "drawn into all of them: name style and quality, or give regions their own with --prompts",
+                *(f"{grid.n_tiles:,}", info.name),
+            )
+        for region in self.regions:
+            if not region.touches(info.width, info.height):
+                log.warning(
+                    "--prompts: the region of %r lies outside %s, which has %d × %d px",
+                    *(region.prompt, info.name, info.width, info.height),
+                )
 
     def _grid(self, scaling: Scaling, *, wrap: bool) -> Grid:
         # Only a model's latents tie the circle to a lattice.
@@ -174,12 +208,14 @@ def resolve(config: UpscaleConfig, *, planning: bool = False) -> Settings:
     if config.model == NO_MODEL:
         return _without_model(config)
     from dino_ray import fitting
-    from dino_ray.diffusion import loading
+    from dino_ray.diffusion import keeping, loading
 
-    options = ModelOptions(quantize=config.quantize, offload=config.offload, vae_tile=config.vae_tile)
+    options = _model_options(config)
     model = loading.describe(config.model, config.dino_adapter, options)
+    if options.controlnet is not None and not model.takes_control:
+        raise UsageError(f"--controlnet: the model {model.name} takes none; leave it out")
     base: Literal["net", "lanczos"] = "lanczos" if config.base == "lanczos" else "net"
-    denoise = config.denoise if config.denoise is not None else model.denoise
+    denoise = _denoise(config, model)
     cfg = config.cfg if config.cfg is not None else model.cfg
     _check_conditioning(config, model, denoise, cfg)
     if config.seed and 0 < denoise <= model.noise_free_to:
@@ -193,22 +229,27 @@ def resolve(config: UpscaleConfig, *, planning: bool = False) -> Settings:
         )
     steps = config.steps
     if steps is None:
-        steps = model.steps * (PRESET_STEPS[config.preset] if config.preset else 1)
+        steps = model.steps * (PRESET_STEPS[config.preset] if config.preset and not model.draws_anew else 1)
     if config.sampler == "heun" and steps == 1:
         raise UsageError(
             "--sampler heun: differs from euler from --steps 2 on; raise --steps or leave it out"
         )
-    dino, strength = _dino(config, model, denoise)
+    _check_speed(config, options, steps)
     tile = config.tile if config.tile is not None else model.tile
+    if model.largest_tile is not None and tile > model.largest_tile:
+        raise UsageError(
+            f"--tile {tile}: the model {model.name} knows positions for {model.largest_tile} px at most; "
+            "give that or less"
+        )
+    dino, strength = _dino(config, model, denoise)
     sketch = loading.find_sketch(config.model, options) if strength > 0 else None
-    job = fitting.Job(tile, config.batch, sketch, dino, strength)
     kept = fitting.Kept(config.dtype, options)
     if denoise > 0:
+        job = fitting.Job(tile, config.batch, sketch, dino, strength)
         kept = fitting.settle(config, model, job, options, planning=planning)
     # A cluster's machines are others, and judge for themselves.
     elsewhere = config.address not in ("none", "local") or (planning and config.fit not in ("auto", "off"))
-    here = None if elsewhere else config.device
-    loading.check_memory_options(config.model, kept.dtype, kept.options, tile, here)
+    keeping.check(config.model, kept.dtype, kept.options, tile, None if elsewhere else config.device)
     half = tile // model.pixel_multiple // 2 * model.pixel_multiple  # the most that the plan allows
     overlap = config.overlap if config.overlap is not None else min(model.overlap, half)
     settings = Settings(
@@ -219,7 +260,11 @@ def resolve(config: UpscaleConfig, *, planning: bool = False) -> Settings:
         steps=steps,
         sampler=config.sampler,
         prompt=config.prompt if config.prompt is not None else model.prompt,
+        regions=read_regions(config.prompts) if config.prompts is not None else (),
+        captioner=config.captioner,
         negative_prompt=_negative_prompt(config, model, cfg),
+        control_scale=config.control_scale if options.controlnet is not None else 0.0,
+        control_range=(config.control_start, config.control_end),
         text_sees_source=model.reads_picture,
         cfg=cfg,
         tile=tile,
@@ -247,6 +292,41 @@ def resolve(config: UpscaleConfig, *, planning: bool = False) -> Settings:
     return settings
 
 
+def _check_speed(config: UpscaleConfig, options: ModelOptions, steps: int) -> None:
+    """Refuse ways to be faster that don't go with the sampling, or with this machine, if it is to do the work."""
+    if config.step_cache > 0:
+        if steps == 1:
+            raise UsageError(
+                "--step-cache: takes over from one step to the next, and there is one; leave it out"
+            )
+        if config.sampler == "heun":
+            raise UsageError("--step-cache: would skip the second look that --sampler heun takes; give euler")
+        if config.batch > 1:  # or what becomes of a tile would depend on the others
+            raise UsageError("--step-cache: decides for all tiles of a batch at once; give --batch 1")
+    if config.address not in ("none", "local") or not (options.compile or options.attention != "auto"):
+        return  # on another machine, a replica says so when it loads
+    from dino_ray.diffusion import speed, storage
+    from dino_ray.diffusion.device import pick_device
+    from dino_ray.diffusion.dtypes import TORCH
+
+    device = pick_device(config.device)
+    core = "unet" if config.dtype.names("unet") else "transformer"
+    speed.check_machine(options, device, TORCH[storage.compute(config.dtype, device, core)])
+
+
+def _denoise(config: UpscaleConfig, model: Description) -> float:
+    """The noise level to start from: what was asked for, be it impossible, or what suits the model."""
+    if config.denoise is None:
+        return model.denoise
+    if "denoise" not in config.model_fields_set and model.draws_anew:
+        log.warning(
+            "--preset %s: the model %s draws each tile anew; of the preset --dino-strength and --adaptive count",
+            *(config.preset, model.name),
+        )
+        return model.denoise
+    return config.denoise
+
+
 def _consistency(config: UpscaleConfig) -> float:
     """How closely the source is to be shown: all the way where the model has pixels of its own to draw between its."""
     return config.consistency if config.consistency is not None else min(1.0, 2 * (config.scale - 1))
@@ -260,7 +340,11 @@ def _refuse(config: UpscaleConfig, fields: Sequence[str], why: str) -> None:
 
 
 def _without_model(config: UpscaleConfig) -> Settings:
-    _refuse(config, (*MODEL_OPTIONS, "denoise"), "needs a diffusion model; leave it out with --model none")
+    _refuse(
+        config,
+        (*MODEL_OPTIONS, *CONTROL_OPTIONS, "denoise"),
+        "needs a diffusion model; leave it out with --model none",
+    )
     if config.base != "net":
         _refuse(
             config, TORCH_OPTIONS, "has nothing to act on: Lanczos resampling runs as it is; leave it out"
@@ -274,7 +358,11 @@ def _without_model(config: UpscaleConfig) -> Settings:
         steps=0,
         sampler=config.sampler,
         prompt="",
+        regions=(),
+        captioner=None,
         negative_prompt=None,
+        control_scale=0.0,
+        control_range=(0.0, 1.0),
         text_sees_source=False,
         cfg=None,
         tile=config.tile if config.tile is not None else BASE_TILE[base],
@@ -337,11 +425,36 @@ def _check_placement(config: UpscaleConfig) -> None:
         raise UsageError("--gpus-per-worker: --address none places nothing; choose with --device")
 
 
-def _check_conditioning(config: UpscaleConfig, model: Description, denoise: float, cfg: float | None) -> None:
-    if config.prompt and not model.takes_text:
+def _model_options(config: UpscaleConfig) -> ModelOptions:
+    if config.controlnet is None:
+        _refuse(config, CONTROL_OPTIONS, "has nothing to act on without --controlnet; leave it out")
+    elif config.control_scale == 0:
+        raise UsageError("--controlnet: has no effect at --control-scale 0; leave one of them out")
+    elif config.control_start >= config.control_end:
         raise UsageError(
-            f"--prompt: the model {model.name} takes no text; leave it out, or name a model that does"
+            f"--control-end {config.control_end:g}: must lie after --control-start {config.control_start:g}"
         )
+    return ModelOptions(
+        controlnet=config.controlnet,
+        quantize=config.quantize,
+        offload=config.offload,
+        vae_tile=config.vae_tile,
+        compile=config.compile,
+        attention=config.attention,
+        step_cache=config.step_cache,
+    )
+
+
+def _check_conditioning(config: UpscaleConfig, model: Description, denoise: float, cfg: float | None) -> None:
+    for name in ("prompt", "prompts", "captioner"):
+        if getattr(config, name) and not model.takes_text:
+            raise UsageError(
+                f"--{name}: the model {model.name} takes no text; leave it out, or name a model that does"
+            )
+    if config.prompts is not None and config.captioner is not None:
+        raise UsageError("--captioner: --prompts says already what regions show; leave one of them out")
+    if config.captioner is not None:
+        find_captioner(config.captioner)
     if config.cfg is not None and model.guidance == "none":
         raise UsageError(f"--cfg: the model {model.name} takes no guidance scale; leave it out")
     if config.negative_prompt is not None and model.guidance != "classifier-free":
@@ -355,7 +468,7 @@ def _check_conditioning(config: UpscaleConfig, model: Description, denoise: floa
     if denoise in (0, model.within(denoise)):
         return
     least, most = model.noise_levels
-    if least == most:
+    if model.draws_anew:
         raise UsageError(
             f"--denoise {denoise:g}: the model {model.name} draws each tile anew, with the base as its reference, and "
             f"starts from no other noise level than {most:g}; leave it out, or 0 for the base alone"

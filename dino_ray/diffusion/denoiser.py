@@ -6,7 +6,8 @@ clean latents ``x0``, and sampler, guidance and schedule are written once on top
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
@@ -19,6 +20,10 @@ Guidance = Literal["none", "embedded", "classifier-free"]
 Embeddings: TypeAlias = "Mapping[str, Tensor]"
 """Of one prompt, by the family's own names; each with a batch axis first. A sequence whose length varies comes with a
 mask of the same length, ``…_mask``, 1 where a token counts."""
+
+
+MASK = "_mask"
+"""How the names of masks end."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,8 @@ class Description:
     """Its text encoder looks at the picture while it reads the prompt."""
     takes_reference: bool = False
     """It attends to the tile's base beside the latents that it refines."""
+    takes_control: bool = False
+    """A ControlNet holds it to the tile's base."""
     denoise: float = 0.25
     """Noise level to start from unless the user names another."""
     noise_levels: tuple[float, float] = (0.0, 1.0)
@@ -67,15 +74,24 @@ class Description:
     dino: str = "bundled"
     """The DINO model of those tokens, as ``--dino`` names it; plays no part where it takes none."""
 
+    largest_tile: int | None = None
+    """Largest tile side that it can take, canvas_px: it knows no positions beyond; None: any."""
     noise_free_to: float = 0.0
     """Started at this noise level or below, it gets no noise, and the seed plays no part."""
 
     def __post_init__(self) -> None:
         assert self.pixel_multiple % self.latent_scale == 0
         assert self.tile % self.pixel_multiple == 0
+        assert self.largest_tile is None or self.tile <= self.largest_tile
         assert (self.guidance == "none") == (self.cfg is None)
         assert (self.dino_dim is None) == (self.dino_stride == 0)
         assert self.noise_levels[0] <= self.denoise <= self.noise_levels[1]
+
+    @property
+    def draws_anew(self) -> bool:
+        """It starts from one noise level only, and what it keeps of a tile it keeps for its reference's sake."""
+        least, most = self.noise_levels
+        return least == most
 
     def within(self, denoise: float) -> float:
         """The nearest noise level that it can start from."""
@@ -95,6 +111,20 @@ class DinoTokens:
 
 
 @dataclass(frozen=True)
+class Control:
+    """What a ControlNet holds a batch of tiles to."""
+
+    pixels: Tensor
+    """(B, 3, H, W) in [0, 1]."""
+    latents: Tensor
+    """The same, encoded: (B, C, h, w)."""
+    scale: float
+    """Of what the ControlNet adds; 1 as it was trained."""
+    levels: tuple[float, float]
+    """Lowest and highest noise level at which it acts."""
+
+
+@dataclass(frozen=True)
 class Conditioning:
     """All that steers a prediction besides the latents."""
 
@@ -108,10 +138,12 @@ class Conditioning:
     reference: Tensor | None = None
     """(B, C, h, w): latents of the base, where the description asks for them."""
     dino: DinoTokens | None = None
+    control: Control | None = None
 
 
 class Denoiser(Protocol):
-    """A loaded model. Stateless between calls, so that any step of any tile can run on any replica.
+    """A loaded model. Stateless between calls, so that any step of any tile can run on any replica; one with a step
+    cache is not, within ``sampling``.
 
     Every method takes tiles of one size in batches (B); what it makes of one does not depend on the others, but for the
     last bits, which may depend on how many there are.
@@ -146,6 +178,14 @@ class Denoiser(Protocol):
         """Where sampling starts: clean ``latents`` at noise level ``sigma`` in (0, 1], by unit ``noise``."""
         ...
 
+    def sampling(self) -> AbstractContextManager[None]:
+        """Entered around the steps of one batch from its first noise level to its last.
+
+        Whatever a model keeps from one step for the next, such as a step cache, it keeps within: none is left from an
+        earlier batch at its start, and none at its end, however that comes. Most keep nothing.
+        """
+        ...
+
     def predict(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         """The clean latents x0 that the model sees in ``x`` at noise level ``sigma``; same shape, float32."""
         ...
@@ -161,3 +201,33 @@ class Denoiser(Protocol):
             What it was, in words that a report can print, such as ``VAE tiling of 512 px``; None: there is none left.
         """
         ...
+
+
+def stacked(prompts: Sequence[Embeddings]) -> Embeddings:
+    """Embeddings of several prompts as those of one batch, for each tile its own: (B, …).
+
+    Where sequences differ in length, the shorter ones are filled up with zeros, which their masks do not count.
+
+    Raises
+    ------
+    ValueError
+        Where they differ in length, and have no mask.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    made = {}
+    for name in prompts[0]:
+        values = [embeddings[name] for embeddings in prompts]
+        longest = max(value.shape[1] for value in values)
+        if any(value.shape[1] != longest for value in values):
+            if not any(
+                name.startswith(mask.removesuffix(MASK)) for mask in prompts[0] if mask.endswith(MASK)
+            ):
+                raise ValueError(
+                    f"the embeddings {name!r} differ in length from prompt to prompt, and have no mask"
+                )
+            behind = (0, 0) * (values[0].dim() - 2)
+            values = [F.pad(value, (*behind, 0, longest - value.shape[1])) for value in values]
+        made[name] = torch.cat(values)
+    return made

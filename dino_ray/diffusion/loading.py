@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dino_ray.diffusion import adapter_file, model_files, storage
+from dino_ray.diffusion import adapter_file, controlnet_files, keeping, model_files, speed, storage
 from dino_ray.diffusion.catalogue import ALIASES, KNOWN, KnownModel
 from dino_ray.diffusion.denoiser import Denoiser, Description, Embeddings
 from dino_ray.diffusion.device import pick_device
-from dino_ray.diffusion.dtypes import TORCH, Dtypes
+from dino_ray.diffusion.dtypes import FP8, TORCH, Dtypes
 from dino_ray.diffusion.families import FLUX, Configs, Family, flux_config
 from dino_ray.diffusion.families.family import Picture, class_of, no_picture
 from dino_ray.diffusion.model_files import ModelRef, resolve
@@ -32,7 +33,6 @@ __all__ = [
     "KnownModel",
     "ModelRef",
     "adapter_target",
-    "check_memory_options",
     "describe",
     "encode_text",
     "load",
@@ -69,42 +69,18 @@ def describe(model: str, adapter: str | None = None, options: ModelOptions = AS_
         from dino_ray.diffusion import bundled
 
         description = bundled.describe(_bundled_folder(ref))
+        speed.check_model(ref.name, None, options, adapter=adapter is not None)
     else:
         family, configs = model_files.family_and_configs(ref)
+        speed.check_model(ref.name, family, options, adapter=adapter is not None)
         description = family.describe(ref.name, configs)
         model_files.check_weights(ref, (*family.parts, *family.text_parts(configs["index"])))
+        if options.controlnet is not None:
+            controlnet_files.describe(options.controlnet, family, configs)
+            description = replace(description, takes_control=True)
     if adapter is None:
         return description
     return adapter_file.describe(adapter, adapter_target(ref)).applied_to(description)
-
-
-def check_memory_options(
-    model: str, dtype: Dtypes | str, options: ModelOptions, tile: int, device: str | None
-) -> None:
-    """Refuse ways to fit a model into memory that it, or the machine, does not have; no weights are read.
-
-    Parameters
-    ----------
-    tile : int
-        canvas_px: side of the tiles that it will be given.
-    device : str, optional
-        As ``load`` takes it, of this machine; None: the models run elsewhere, and are judged there as they are loaded.
-
-    Raises
-    ------
-    UsageError
-    """
-    ref, dtypes = resolve(model), _dtypes(dtype)
-    if ref.kind == "bundled":
-        storage.bundled(dtypes, options)
-        return
-    family, configs = model_files.family_and_configs(ref)
-    parts = (*family.parts, *family.text_parts(configs["index"]))
-    kept = _kept(ref, family, configs, parts, dtypes, options, "cuda")
-    if device is not None and (options.offload != "none" or any(each.package for each in kept.values())):
-        storage.check_device(options, kept, family.core, pick_device(device))
-    if options.vae_tile is not None:
-        storage.check_vae_tile(options.vae_tile, tile, family.describe(ref.name, configs).latent_scale)
 
 
 def load(
@@ -144,7 +120,7 @@ def load(
     ref = resolve(model)
     _refuse_none(ref)
     device = pick_device(device)
-    denoiser: Any = _load(ref, device, _dtypes(dtype), sketch, options)
+    denoiser: Any = _load(ref, device, keeping.dtypes(dtype), sketch, options)
     if adapter is not None:
         denoiser = _adapted(denoiser, ref, adapter, device)
     made: Denoiser = denoiser
@@ -203,7 +179,7 @@ def _load(ref: ModelRef, device: str, dtypes: Dtypes, sketch: str | None, option
     family, configs = model_files.family_and_configs(ref)
     description = family.describe(ref.name, configs)
     model_files.check_weights(ref, family.parts)
-    kept = dict(_kept(ref, family, configs, family.parts, dtypes, options, device))
+    kept = dict(keeping.kept(ref, family, configs, family.parts, dtypes, options, device))
     storage.check_device(options, kept, family.core, device)
     files = _part_files(ref, family, configs, family.parts)
     models = {
@@ -212,54 +188,38 @@ def _load(ref: ModelRef, device: str, dtypes: Dtypes, sketch: str | None, option
         )
         for part in files
     }
-    models[
-        "vae"
-    ].enable_slicing()  # tiles pass it one by one: it alone fills a GPU, and has the largest activations
+    models["vae"].enable_slicing()  # one tile alone fills a GPU, and nothing's activations are as large
     if sketch is not None:
         kept["tiny_vae"] = Kept(storage.compute(dtypes, device))
         models["tiny_vae"] = components.load_tiny_vae(
             model_files.fetch_tiny_vae(sketch), description, kept["tiny_vae"], device
         )
+    if options.controlnet is not None:
+        found = components.PartFiles(
+            "controlnet",
+            "diffusers",
+            controlnet_files.describe(options.controlnet, family, configs),
+            controlnet_files.fetch(options.controlnet),
+        )
+        kept["controlnet"] = Kept(
+            storage.compute(dtypes, device, "controlnet"), fp8=dtypes.of("controlnet") == FP8
+        )
+        models["controlnet"] = components.load_model(
+            found, kept["controlnet"], offload.loaded_to(kept["controlnet"], device, options.offload)
+        )
+        description = replace(description, takes_control=True)
+    if device.startswith("cuda"):
+        for model in models.values():
+            speed.lay_out_convolutions(model)
     places = {part: Place(torch.device(device), components.compute_dtype(kept[part])) for part in models}
     denoiser = _module(family).build(Loaded(models, places), configs, description)
     if options.vae_tile is not None:
         denoiser.work_in_windows(options.vae_tile)
-    offload.apply(models[family.core], models["vae"], device, options.offload)
+    # Not before: a family may give its network other ways to attend.
+    precision = str(places[family.core].dtype).removeprefix("torch.")
+    speed.accelerate(models[family.core], options, device, precision)
+    offload.apply(models, family.core, device, options.offload)
     return denoiser
-
-
-def _kept(
-    ref: ModelRef,
-    family: Family,
-    configs: Configs,
-    parts: Sequence[str],
-    dtypes: Dtypes,
-    options: ModelOptions,
-    device: str,
-) -> Mapping[str, Kept]:
-    """How the weights of some components are to be kept.
-
-    Raises
-    ------
-    UsageError
-        Where that can't be.
-    """
-    storage.check_parts(dtypes, (*family.parts, *family.text_parts(configs["index"])))
-    made = {}
-    for part in parts:
-        role: storage.Role = "core" if part == family.core else "vae" if part == "vae" else "text"
-        config = configs[part] if part in configs else model_files.part_config(ref, part)
-        cls = (class_of(configs["index"], part) or ("", ""))[1]
-        made[part] = storage.kept(part, role, cls, config, dtypes, options, device)
-    storage.check_offload(options, made)
-    return made
-
-
-def _dtypes(dtype: Dtypes | str) -> Dtypes:
-    try:
-        return Dtypes.parse(dtype)
-    except ValueError as error:
-        raise UsageError(f"--dtype {dtype}: {error}") from error
 
 
 def find_sketch(model: str, options: ModelOptions = AS_PUBLISHED) -> str | None:
@@ -317,7 +277,7 @@ def encode_texts(
     family, configs = model_files.family_and_configs(ref)
     encoders = family.text_parts(configs["index"])
     model_files.check_weights(ref, encoders)
-    kept = _kept(ref, family, configs, encoders, _dtypes(dtype), options, device)
+    kept = keeping.kept(ref, family, configs, encoders, keeping.dtypes(dtype), options, device)
     storage.check_device(options, kept, family.core, device)
     parts = TextParts(
         files=_part_files(ref, family, configs, (*encoders, *family.tokenizers)),

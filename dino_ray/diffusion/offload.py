@@ -5,6 +5,7 @@ Pixels do not depend on it: what computes, and where, is the same.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,20 +22,29 @@ BLOCKS_PER_GROUP = 1
 """The next block comes, on a stream of its own, while one computes: two are on the device."""
 
 
-def apply(core: Any, vae: Any, device: str, how: Offload) -> None:
+def apply(models: Mapping[str, Any], core: str, device: str, how: Offload) -> None:
     """Have a denoiser's weights, now in host memory, come to ``device`` as ``how`` says.
 
-    ``group`` leaves the VAE there, which is small beside what it computes with; ``model`` holds there whichever of the
-    two was used last.
+    ``model`` holds there whichever of the core and the VAE was used last. ``group`` leaves the VAE there, which is
+    small beside what it computes with. The small decoder stays: guidance looks through it between steps.
+
+    Parameters
+    ----------
+    models
+        By component: the ``core``, ``vae`` and, where there is one, ``controlnet``.
     """
+    others = [models[part] for part in ("controlnet",) if part in models]
     if how == "model":
-        _one_or_the_other(core, vae, device)
-    elif how == "group":
-        piecewise(core, device, how)
-        vae.to(device)
-    elif how == "sequential":
-        for model in (core, vae):
+        _one_or_the_other(models[core], models["vae"], device)
+        for model in others:
+            model.to(device)
+    elif how in PIECEWISE:
+        for model in (models[core], *others):
             piecewise(model, device, how)
+        if how == "group":
+            models["vae"].to(device)
+        else:
+            piecewise(models["vae"], device, how)
 
 
 def loaded_to(kept: Kept, device: str, how: Offload) -> str:
@@ -69,3 +79,6 @@ def _one_or_the_other(core: Any, vae: Any, device: str) -> None:
         accelerate.cpu_offload_with_hook(model, torch.device(device)) for model in (core, vae)
     )
     core_hook.hook.prev_module_hook, vae_hook.hook.prev_module_hook = vae_hook, core_hook
+    for hook in (core_hook.hook, vae_hook.hook):
+        # Weights that come in inference mode could take no part in the gradients that guidance asks for later.
+        hook.pre_forward = torch.inference_mode(False)(hook.pre_forward)

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from parity import before_shift
 from tiny import LATENT_CHANNELS, make_tiny_flux
 
 from dino_ray.diffusion import loading
@@ -59,7 +60,7 @@ def unshifted(pipeline, sigmas):
             config.max_image_seq_len - config.base_image_seq_len
         )
         alpha = torch.tensor(config.base_shift + slope * (tokens - config.base_image_seq_len)).exp().item()
-    return [sigma / (alpha - (alpha - 1) * sigma) for sigma in sigmas.double().tolist()]
+    return before_shift(sigmas, alpha)
 
 
 @pytest.mark.parametrize(("denoise", "steps"), [(0.2, 1), (0.25, 3), (0.6, 4), (1.0, 5)])
@@ -162,8 +163,12 @@ def test_saving_memory_has_the_vae_work_in_smaller_and_smaller_windows(folder):
     ours = loading.load(str(folder), "cpu", "float32")
     pixels = torch.rand(1, 3, 544, 320, generator=torch.Generator().manual_seed(5))
     seen = []
-    ours._vae.encoder.register_forward_pre_hook(lambda module, args: seen.append(max(args[0].shape[2:])))
-    ours._vae.decoder.register_forward_pre_hook(lambda module, args: seen.append(8 * max(args[0].shape[2:])))
+    ours._vae.model.encoder.register_forward_pre_hook(
+        lambda module, args: seen.append(max(args[0].shape[2:]))
+    )
+    ours._vae.model.decoder.register_forward_pre_hook(
+        lambda module, args: seen.append(8 * max(args[0].shape[2:]))
+    )
 
     def there_and_back():
         seen.clear()
@@ -267,6 +272,6 @@ def test_a_sketch_passes_gradients_to_the_latents_and_keeps_few_activations(deno
         return sum(sizes)
 
     sparing = kept()
-    denoiser._vae.decoder.gradient_checkpointing = False
+    denoiser._vae.model.decoder.gradient_checkpointing = False
     assert sparing < kept() / 2
-    denoiser._vae.decoder.gradient_checkpointing = True
+    denoiser._vae.model.decoder.gradient_checkpointing = True

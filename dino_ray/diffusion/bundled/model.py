@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ from dino_ray.diffusion.bundled.latents import BlockDct
 from dino_ray.diffusion.bundled.spec import Spec
 from dino_ray.diffusion.context import lay_out
 from dino_ray.diffusion.denoiser import Conditioning, Description, DinoTokens
+from dino_ray.diffusion.families.flow_schedule import PATCH
 from dino_ray.diffusion.families.flux import pack, position_ids, unpack
-from dino_ray.diffusion.families.flux_config import PATCH
 from dino_ray.errors import UsageError
 
 
@@ -69,6 +70,10 @@ class BundledDenoiser:
     def noised(self, latents: Tensor, noise: Tensor, sigma: float) -> Tensor:
         """Only what of ``sigma`` exceeds ``sigma0`` is noise: at ``sigma0`` the base itself is the start."""
         return latents + max(0.0, sigma - self._spec.sigma0) * noise
+
+    def sampling(self) -> AbstractContextManager[None]:
+        """It keeps nothing between steps."""
+        return nullcontext()
 
     def predict(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         """x0 = x - sigma · v, v being what the transformer sees between the picture and ``x``.

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dino_ray.diffusion.denoiser import Conditioning, Description, Embeddings
+from dino_ray.diffusion.denoiser import MASK, Conditioning, Control, Description, Embeddings
 from dino_ray.diffusion.vae import Place, TinyDecoder, Vae
+
+
+@dataclass(frozen=True)
+class ControlNet:
+    """A network of diffusers that answers with what is to be added within the core."""
+
+    model: Any
+    place: Place
 
 
 @dataclass(frozen=True)
@@ -21,6 +30,15 @@ class Loaded:
     """By component: ``transformer`` or ``unet``, ``vae`` and, where there is one, ``tiny_vae``."""
     places: Mapping[str, Place]
     """Of each of them."""
+
+    def controlnet(self) -> ControlNet | None:
+        """The ControlNet, if there is one."""
+        model = self.models.get("controlnet")
+        return (
+            None
+            if model is None
+            else ControlNet(model.eval().requires_grad_(False), self.places["controlnet"])
+        )
 
     def tiny(self) -> TinyDecoder | None:
         """The small decoder for guidance to look through, if there is one."""
@@ -48,16 +66,24 @@ class LatentDenoiser:
     description : Description
     tiny : TinyDecoder, optional
         Without one, guidance looks through the VAE.
+    controlnet : ControlNet, optional
     """
 
     def __init__(
-        self, core: Any, vae: Vae, place: Place, description: Description, tiny: TinyDecoder | None = None
+        self,
+        core: Any,
+        vae: Vae,
+        place: Place,
+        description: Description,
+        tiny: TinyDecoder | None = None,
+        controlnet: ControlNet | None = None,
     ) -> None:
         self._core = core.eval().requires_grad_(False)
         self._vae = vae
         self._place = place
         self._description = description
         self._tiny = tiny
+        self._controlnet = controlnet
 
     @property
     def description(self) -> Description:
@@ -87,6 +113,18 @@ class LatentDenoiser:
         """The straight line: ``(1 - sigma) latents + sigma noise``."""
         return (1 - sigma) * latents + sigma * noise
 
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """A step cache, where ``speed.accelerate`` has put one into the network, lives within."""
+        if not self._caches_steps:
+            yield
+            return
+        self._core._reset_stateful_cache()  # of a prediction that somebody asked for outside
+        try:
+            yield
+        finally:
+            self._core._reset_stateful_cache()
+
     def predict(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         """The clean latents that the network sees in ``x``, with guidance where the description says so.
 
@@ -96,9 +134,11 @@ class LatentDenoiser:
             Where the conditioning is not what the description asks for.
         """
         self._check(conditioning)
-        answer = self._answer(x, sigma, conditioning.text, conditioning)
+        with self._told("prompt"):
+            answer = self._answer(x, sigma, conditioning.text, conditioning)
         if self._description.guidance == "classifier-free" and (scale := self._scale(conditioning)) != 1:
-            negative = self._answer(x, sigma, self._negative(conditioning), conditioning)
+            with self._told("negative prompt"):
+                negative = self._answer(x, sigma, self._negative(conditioning), conditioning)
             answer = self._guided(answer, negative, scale)
         return self._clean(x, sigma, answer)
 
@@ -138,14 +178,34 @@ class LatentDenoiser:
 
     # ---- what they do it with
 
+    @property
+    def _caches_steps(self) -> bool:
+        return bool(getattr(self._core, "is_cache_enabled", False))
+
+    def _told(self, what: str) -> AbstractContextManager[None]:
+        """Around an answer: a step cache compares it with earlier ones to the same question."""
+        within: AbstractContextManager[None] = (
+            self._core.cache_context(what) if self._caches_steps else nullcontext()
+        )
+        return within
+
     def _check(self, conditioning: Conditioning) -> None:
         if conditioning.dino is not None and self._description.dino_dim is None:
             raise ValueError(f"{self._description.name} takes no DINO tokens without an adapter")
+        if conditioning.control is not None and self._controlnet is None:
+            raise ValueError(f"{self._description.name} was loaded without a ControlNet")
         if (conditioning.reference is not None) != self._description.takes_reference:
             takes = "needs the base's latents as its reference"
             raise ValueError(
                 f"{self._description.name} {takes if self._description.takes_reference else 'takes no reference'}"
             )
+
+    def _acting(self, conditioning: Conditioning, sigma: float) -> Control | None:
+        """What a ControlNet holds the tiles to at a noise level; None where it does nothing."""
+        control = conditioning.control
+        if control is None or not control.levels[0] <= sigma <= control.levels[1]:
+            return None
+        return control
 
     def _scale(self, conditioning: Conditioning) -> float:
         """The guidance scale."""
@@ -160,5 +220,5 @@ class LatentDenoiser:
                 f"{self._description.name} needs the text embedding {name!r}: encode a prompt, be it empty"
             )
         value = text[name]
-        value = value.to(self.device) if name.endswith("_mask") else self._place.put(value)
+        value = value.to(self.device) if name.endswith(MASK) else self._place.put(value)
         return value.expand(batch, *value.shape[1:])

@@ -66,6 +66,7 @@ FAMILY = Family(
     tokenizers=("tokenizer",),
     module="dino_ray.diffusion.families.stable_diffusion",
     describe=describe,
+    controlnet="ControlNetModel",
     tiny_vae="madebyollin/taesd",
 )
 
@@ -78,5 +79,8 @@ XL = Family(
     tokenizers=("tokenizer", "tokenizer_2"),
     module="dino_ray.diffusion.families.stable_diffusion",
     describe=describe,
+    optional=frozenset({"text_encoder"}),
+    controlnet="ControlNetModel",
     tiny_vae="madebyollin/taesdxl",
 )
+"""Its refiner has the second text encoder alone."""
