@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from dino_ray.config import UpscaleConfig
 from dino_ray.diffusion import fit, storage
 from dino_ray.diffusion.dtypes import AUTO, FP8, Dtypes
+from dino_ray.diffusion.footprint import weight_bytes
 from dino_ray.diffusion.model_options import ModelOptions
 from dino_ray.errors import UsageError
 
@@ -85,7 +86,7 @@ def settle(
     from dino_ray.diffusion import model_files
     from dino_ray.diffusion.sizing import sizes
 
-    found = sizes(model_files.resolve(config.model))
+    found = sizes(model_files.resolve(config.model), given.controlnet)
     if found.quantized:
         return kept  # how large it is, its files say and its configs do not; what more to do is the user's to know
     wanted = demand(found, model, job, config.dtype)
@@ -118,7 +119,8 @@ def demand(found: Sizes, model: Description, job: Job, dtype: Dtypes) -> fit.Dem
     pixels = job.tile**2
     seen = 2 * pixels if model.takes_reference else pixels  # whose tokens stand beside the tile's
     guides = job.dino is not None and job.dino_strength > 0
-    look = dino_work = beside = 0
+    look = dino_work = 0
+    beside = sum(weight_bytes(part.count) for part in found.beside)
     if job.dino is not None:
         from dino_ray.dino import footprint as dino_footprint
         from dino_ray.dino.loading import describe
