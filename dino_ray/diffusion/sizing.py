@@ -64,6 +64,14 @@ def sizes(ref: ModelRef, controlnet: str | None = None) -> Sizes:
     )
 
 
+def is_known(ref: ModelRef) -> bool:
+    """Whether ``sizes`` can say at once what a model takes."""
+    family, configs = model_files.family_and_configs(ref)
+    return all(
+        footprint.is_known(str(configs[part].get("_class_name")), configs[part]) for part in family.parts
+    )
+
+
 def _controlnet(name: str) -> Part:
     config = controlnet_files.config(name)
     return footprint.part("diffusers", str(config.get("_class_name")), config)
