@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from dino_ray.diffusion import single_file
 from dino_ray.diffusion.denoiser import Description
 from dino_ray.errors import JobError
 
@@ -28,7 +29,13 @@ class PartFiles:
     cls: str
     """Its class there."""
     path: Path
-    """Its folder."""
+    """Its folder, or a single file of weights."""
+    config: Path | None = None
+    """Of a single file: the folder with its config.json."""
+    prefix: str = ""
+    """Of a single file: how the names of its tensors begin there."""
+    pickled: bool = False
+    """Its weights are pickles, and allowed to be."""
 
 
 def load_model(files: PartFiles, dtype: torch.dtype, device: str) -> Any:
@@ -41,9 +48,13 @@ def load_model(files: PartFiles, dtype: torch.dtype, device: str) -> Any:
     """
     named = {"diffusers": "torch_dtype", "transformers": "dtype"}[files.library]
     with _explained(files.path):
+        if files.config is not None:
+            return single_file.load(
+                files.library, _class(files), files.path, files.config, files.prefix, dtype
+            ).to(device)
         model, info = _class(files).from_pretrained(
             files.path,
-            use_safetensors=True,
+            use_safetensors=not files.pickled,
             local_files_only=True,
             output_loading_info=True,
             **{named: dtype},

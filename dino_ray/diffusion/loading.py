@@ -7,7 +7,7 @@ because unpickling runs whatever code a file holds.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +60,7 @@ def describe(model: str, adapter: str | None = None, options: ModelOptions = AS_
     ValueError
         For ``none``, which has no model to describe.
     """
-    ref = resolve(model)
+    ref = resolve(model, options)
     _refuse_none(ref)
     if ref.kind == "bundled":
         from dino_ray.diffusion import bundled
@@ -70,6 +70,7 @@ def describe(model: str, adapter: str | None = None, options: ModelOptions = AS_
         family, configs = model_files.family_and_configs(ref)
         description = family.describe(ref.name, configs)
         model_files.check_weights(ref, (*family.parts, *family.text_parts(configs["index"])))
+        model_files.check_tokenizers(ref, _named(family.tokenizers, configs))
     if adapter is None:
         return description
     return adapter_file.describe(adapter, adapter_target(ref)).applied_to(description)
@@ -108,7 +109,7 @@ def load(
     ValueError
         For ``none``.
     """
-    ref = resolve(model)
+    ref = resolve(model, options)
     _refuse_none(ref)
     device = pick_device(device)
     denoiser: Any = _load(ref, device, dtype, sketch)
@@ -150,8 +151,13 @@ def adapter_target(ref: ModelRef, fetch: bool = False) -> adapter_file.Target:
             f"--dino-adapter: adapters are for FLUX.1 and the bundled model; {ref.name} is of the family {family.title}"
         )
     width = flux_config.text_width(configs["transformer"])
+    if ref.kind == "file":
+        raise UsageError(
+            f"--dino-adapter: adapters are for models as diffusers lays them out; {ref.location} is a single file: "
+            "give --model the folder or hub id that the adapter was trained with"
+        )
     here = fetch or ref.kind == "folder"
-    folder = model_files.fetch(ref, ("transformer",)) / "transformer" if here else None
+    folder = model_files.fetch(ref, ("transformer",))["transformer"].path if here else None
     return adapter_file.Target(ref.name, "flux", width, folder)
 
 
@@ -182,13 +188,44 @@ def _load(ref: ModelRef, device: str, dtype: str, sketch: str | None) -> Any:
     return _module(family).build(Loaded(models, places), configs, description)
 
 
+def located(model: str, option: str = "--model") -> str:
+    """A name that means the same on every machine that sees the same files: an absolute path, or a hub id.
+
+    Raises
+    ------
+    UsageError
+        As ``resolve`` does.
+    """
+    return resolve(model, option=option).place
+
+
+def weight_places(model: str, options: ModelOptions = AS_PUBLISHED) -> list[str]:
+    """Names of all that a model's weights come from: paths, and hub ids."""
+    return model_files.weight_places(resolve(model, options))
+
+
+def download(model: str, options: ModelOptions = AS_PUBLISHED) -> None:
+    """Fetch all of a model's files that are not on this machine, text encoders included.
+
+    Raises
+    ------
+    UsageError, JobError
+        As ``load`` does.
+    """
+    ref = resolve(model, options)
+    if ref.kind in ("none", "bundled"):
+        return
+    family, configs = model_files.family_and_configs(ref)
+    model_files.fetch(ref, _named((*family.parts, *family.text, *family.tokenizers), configs))
+
+
 def find_sketch(model: str, options: ModelOptions = AS_PUBLISHED) -> str | None:
     """A small decoder of the model's latents, for guidance to look through: a folder or a hub id, for ``load``.
 
     Decided once for a job, since pixels depend on it. None where the family has none or none is to be had.
     """
-    ref = resolve(model)
-    if ref.kind not in ("folder", "hub"):
+    ref = resolve(model, options)
+    if ref.kind in ("none", "bundled"):
         return None
     family, _ = model_files.family_and_configs(ref)
     return model_files.find_tiny_vae(ref, family)
@@ -228,7 +265,7 @@ def encode_texts(
     UsageError, JobError
         As ``load`` does.
     """
-    ref = resolve(model)
+    ref = resolve(model, options)
     if ref.kind in ("none", "bundled"):
         return {prompt: {} for prompt in prompts}
     from dino_ray.diffusion.components import TextParts
@@ -264,15 +301,25 @@ def _part_files(
     """
     from dino_ray.diffusion.components import PartFiles
 
-    named = {part: found for part in parts if (found := class_of(configs["index"], part)) is not None}
+    named = _named(parts, configs)
     for part, (library, cls) in named.items():
         if library not in _LIBRARIES:
             raise UsageError(
                 f"--model {ref.location}: its {part} is a {library}.{cls}, and only classes of "
                 f"{' and '.join(_LIBRARIES)} are loaded, since others could run any code"
             )
-    folder = model_files.fetch(ref, named)
-    return {part: PartFiles(part, library, cls, folder / part) for part, (library, cls) in named.items()}
+    found = model_files.fetch(ref, named)
+    return {
+        part: PartFiles(
+            part, library, cls, found[part].path, found[part].config, found[part].prefix, found[part].pickled
+        )
+        for part, (library, cls) in named.items()
+    }
+
+
+def _named(parts: Iterable[str], configs: Configs) -> Mapping[str, tuple[str, str]]:
+    """Library and class of the components that a model has, of some."""
+    return {part: found for part in parts if (found := class_of(configs["index"], part)) is not None}
 
 
 def _refuse_none(ref: ModelRef) -> None:

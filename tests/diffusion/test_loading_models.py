@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import make_tiny_flux
 
-from dino_ray.diffusion import hub, loading
+from dino_ray import hub
+from dino_ray.diffusion import loading
 from dino_ray.errors import JobError, UsageError
 
 
