@@ -92,6 +92,18 @@ class UpscaleConfig(BaseModel):
         description="What each tile is told to show, for models that take text: style and quality rather than what the "
         "whole picture is of, which would be drawn into every tile. Default: a general one that suits the model.",
     )
+    prompts: str | None = Field(
+        default=None,
+        min_length=1,
+        description="JSON or GeoJSON file of regions of the source, each with a prompt of its own; the rest of the "
+        "picture gets --prompt. See docs/models.md. Default: none.",
+    )
+    captioner: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Python function, package.module:function, that is shown parts of the source as arrays and says "
+        "what each shows; tiles are told that, followed by --prompt. Default: none.",
+    )
     negative_prompt: str | None = Field(
         default=None,
         description="What is to be kept out, for models with classifier-free guidance. Default: nothing.",

@@ -23,6 +23,8 @@ _SETTLED = (
         "steps",
         "sampler",
         "prompt",
+        "regions",
+        "captioner",
         "negative_prompt",
         "cfg",
         "tile",

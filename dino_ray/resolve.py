@@ -12,6 +12,7 @@ from dino_ray.config import PRESET_STEPS, UpscaleConfig, option_name
 from dino_ray.diffusion.model_options import AS_PUBLISHED, ModelOptions
 from dino_ray.errors import UsageError
 from dino_ray.plan.geometry import Grid, Scaling, make_grid
+from dino_ray.prompts import Region, find_captioner, read_regions
 from dino_ray.raster.export import ExportOptions
 from dino_ray.raster.metadata import panorama
 from dino_ray.raster.source import ReadOptions, SourceInfo
@@ -43,6 +44,8 @@ MODEL_OPTIONS = (
         "steps",
         "sampler",
         "prompt",
+        "prompts",
+        "captioner",
         "negative_prompt",
         "cfg",
         "dino",
@@ -69,6 +72,9 @@ class Settings:
     steps: int
     sampler: Literal["euler", "heun"]
     prompt: str
+    regions: tuple[Region, ...]
+    """Where tiles are told something else."""
+    captioner: str | None
     negative_prompt: str | None
     text_sees_source: bool
     """The model's text encoder looks at the source."""
@@ -107,6 +113,11 @@ class Settings:
         UsageError
             If its edges are to meet, and can't.
         """
+        scaling, grid = self._layout(info)
+        self._check_prompts(info, grid)
+        return scaling, grid
+
+    def _layout(self, info: SourceInfo) -> tuple[Scaling, Grid]:
         scaling = Scaling.from_factor(info.width, info.height, self.scale)
         if self.wrap == "off" or (self.wrap == "auto" and not _is_panorama(info)):
             return scaling, self._grid(scaling, wrap=False)
@@ -117,6 +128,21 @@ class Settings:
                 raise
             log.warning("%s: is a 360° panorama, whose edges will not quite meet: %s", info.name, error)
             return scaling, self._grid(scaling, wrap=False)
+
+    def _check_prompts(self, info: SourceInfo, grid: Grid) -> None:
+        """Warn of what is told to tiles that do not show it."""
+        if self.model is not None and grid.n_tiles > 1 and self.prompt not in ("", self.model.prompt):
+            log.warning(
+                "--prompt is told to each of the %s tiles of %s, and what only a part of the picture shows may be "
+                "drawn into all of them: name style and quality, or give regions their own with --prompts",
+                *(f"{grid.n_tiles:,}", info.name),
+            )
+        for region in self.regions:
+            if not region.touches(info.width, info.height):
+                log.warning(
+                    "--prompts: the region of %r lies outside %s, which has %d × %d px",
+                    *(region.prompt, info.name, info.width, info.height),
+                )
 
     def _grid(self, scaling: Scaling, *, wrap: bool) -> Grid:
         # Only a model's latents tie the circle to a lattice.
@@ -181,6 +207,8 @@ def resolve(config: UpscaleConfig) -> Settings:
         steps=steps,
         sampler=config.sampler,
         prompt=config.prompt if config.prompt is not None else model.prompt,
+        regions=read_regions(config.prompts) if config.prompts is not None else (),
+        captioner=config.captioner,
         negative_prompt=_negative_prompt(config, model, cfg),
         text_sees_source=model.reads_picture,
         cfg=cfg,
@@ -232,6 +260,8 @@ def _without_model(config: UpscaleConfig) -> Settings:
         steps=0,
         sampler=config.sampler,
         prompt="",
+        regions=(),
+        captioner=None,
         negative_prompt=None,
         text_sees_source=False,
         cfg=None,
@@ -292,10 +322,15 @@ def _check_placement(config: UpscaleConfig) -> None:
 
 
 def _check_conditioning(config: UpscaleConfig, model: Description, denoise: float, cfg: float | None) -> None:
-    if config.prompt and not model.takes_text:
-        raise UsageError(
-            f"--prompt: the model {model.name} takes no text; leave it out, or name a model that does"
-        )
+    for name in ("prompt", "prompts", "captioner"):
+        if getattr(config, name) and not model.takes_text:
+            raise UsageError(
+                f"--{name}: the model {model.name} takes no text; leave it out, or name a model that does"
+            )
+    if config.prompts is not None and config.captioner is not None:
+        raise UsageError("--captioner: --prompts says already what regions show; leave one of them out")
+    if config.captioner is not None:
+        find_captioner(config.captioner)
     if config.cfg is not None and model.guidance == "none":
         raise UsageError(f"--cfg: the model {model.name} takes no guidance scale; leave it out")
     if config.negative_prompt is not None and model.guidance != "classifier-free":

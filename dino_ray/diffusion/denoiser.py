@@ -6,7 +6,7 @@ clean latents ``x0``, and sampler, guidance and schedule are written once on top
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
@@ -19,6 +19,10 @@ Guidance = Literal["none", "embedded", "classifier-free"]
 Embeddings: TypeAlias = "Mapping[str, Tensor]"
 """Of one prompt, by the family's own names; each with a batch axis first. A sequence whose length varies comes with a
 mask of the same length, ``…_mask``, 1 where a token counts."""
+
+
+MASK = "_mask"
+"""How the names of masks end."""
 
 
 @dataclass(frozen=True)
@@ -161,3 +165,33 @@ class Denoiser(Protocol):
             What it was, in words that a report can print, such as ``VAE tiling of 512 px``; None: there is none left.
         """
         ...
+
+
+def stacked(prompts: Sequence[Embeddings]) -> Embeddings:
+    """Embeddings of several prompts as those of one batch, for each tile its own: (B, …).
+
+    Where sequences differ in length, the shorter ones are filled up with zeros, which their masks do not count.
+
+    Raises
+    ------
+    ValueError
+        Where they differ in length, and have no mask.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    made = {}
+    for name in prompts[0]:
+        values = [embeddings[name] for embeddings in prompts]
+        longest = max(value.shape[1] for value in values)
+        if any(value.shape[1] != longest for value in values):
+            if not any(
+                name.startswith(mask.removesuffix(MASK)) for mask in prompts[0] if mask.endswith(MASK)
+            ):
+                raise ValueError(
+                    f"the embeddings {name!r} differ in length from prompt to prompt, and have no mask"
+                )
+            behind = (0, 0) * (values[0].dim() - 2)
+            values = [F.pad(value, (*behind, 0, longest - value.shape[1])) for value in values]
+        made[name] = torch.cat(values)
+    return made

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from dino_ray.fidelity.record import TileFidelity
 from dino_ray.plan.geometry import Grid, Rect, Scaling
+from dino_ray.prompts import Captioner, Region
 from dino_ray.raster.canvas import Canvas
 from dino_ray.raster.source import SourceInfo
 
@@ -60,6 +61,8 @@ class ReplicaSpec:
     text: Callable[[Sequence[str], Picture], Mapping[str, TextArrays]] | None = None
     """Prompts to each one's embeddings, with the source to look at; None where the model takes no text. Only one
     replica, for one call, holds the encoders."""
+    captioner: Callable[[], Captioner] | None = None
+    """None: what regions show is not looked for."""
     threads: int = 1
     """CPU threads of its torch."""
     torch: bool = True
@@ -78,6 +81,8 @@ class Guide:
     """Thresholds of the DINO model that guides and judges; None: there is none."""
     grain: Grain | None = None
     """How far the source's own pixels are to be believed; None: nobody asks."""
+    regions: tuple[Region, ...] = ()
+    """Where tiles are told something else than the general prompt."""
     text: Mapping[str, TextArrays] = field(default_factory=dict)
     """Embeddings by prompt, the negative one among them."""
 
@@ -96,6 +101,9 @@ class ImageTask:
     seed: int = 0
     cfg: float | None = None
     prompt: str = ""
+    """What tiles are told that lie in no region."""
+    regions: tuple[Region, ...] = ()
+    """What tiles are told that do. A captioner's come on top."""
     negative_prompt: str | None = None
     """None: nothing is to be avoided."""
     text_sees_source: bool = False
@@ -118,10 +126,9 @@ class ImageTask:
     """Whether every node finds the stores of source and canvas under the names that the driver knows them by."""
 
     @property
-    def prompts(self) -> tuple[str, ...]:
-        """All that has to be encoded."""
-        negative = () if self.negative_prompt is None else (self.negative_prompt,)
-        return tuple(dict.fromkeys((self.prompt, *negative)))
+    def size(self) -> tuple[int, int]:
+        """Width and height of the source, source_px."""
+        return self.source.info.width, self.source.info.height
 
 
 @dataclass(frozen=True)

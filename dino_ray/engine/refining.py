@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dino_ray.diffusion.denoiser import Conditioning, DinoTokens
+from dino_ray.diffusion.denoiser import Conditioning, DinoTokens, stacked
 from dino_ray.diffusion.sampler import sample
 from dino_ray.engine.protocol import Guide, ImageTask
 from dino_ray.engine.verifying import Draft, Refined, Tile, verified
@@ -17,6 +17,7 @@ from dino_ray.engine.watch import Stop, Stopwatch, heed
 from dino_ray.fidelity.flat import block_side, is_flat
 from dino_ray.plan import noise
 from dino_ray.plan.geometry import Rect
+from dino_ray.prompts import prompt_for
 
 if TYPE_CHECKING:
     import torch
@@ -168,14 +169,14 @@ def _conditioning(
         dino = DinoTokens(there(np.stack(crops)), strength)
 
     def text(prompt: str | None) -> Embeddings:
-        return (
-            {name: there(array) for name, array in guide.text.get(prompt, {}).items()}
-            if prompt is not None
-            else {}
-        )
+        arrays = guide.text.get(prompt, {}) if prompt is not None else {}
+        return {name: there(array) for name, array in arrays.items()}
 
+    boxes = [task.scaling.source_box(rect) for rect in rects]
+    closed = task.grid.wrap
+    told = [prompt_for(box, task.size, guide.regions, task.prompt, closed=closed) for box in boxes]
     return Conditioning(
-        text=text(task.prompt),
+        text=text(told[0]) if len(set(told)) == 1 else stacked([text(prompt) for prompt in told]),
         negative=text(task.negative_prompt),
         cfg=task.cfg,
         reference=base if denoiser.description.takes_reference else None,

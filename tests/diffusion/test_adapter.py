@@ -150,7 +150,7 @@ def test_gradients_reach_the_adapter_and_nothing_of_the_model(plain, text, folde
     trained = plain.adapted(adapter, adapter.facts)
     trained.predict(latents(), 0.5, Conditioning(text, dino=DinoTokens(features(), 1.0))).sum().backward()
     assert all(weight.grad.abs().max() > 0 for weight in adapter.parameters())
-    assert not any(weight.requires_grad for weight in plain._transformer.parameters())
+    assert not any(weight.requires_grad for weight in plain._core.parameters())
 
 
 def test_the_bundled_model_takes_adapted_tokens_for_its_own(tmp_path):

@@ -162,8 +162,12 @@ def test_saving_memory_has_the_vae_work_in_smaller_and_smaller_windows(folder):
     ours = loading.load(str(folder), "cpu", "float32")
     pixels = torch.rand(1, 3, 544, 320, generator=torch.Generator().manual_seed(5))
     seen = []
-    ours._vae.encoder.register_forward_pre_hook(lambda module, args: seen.append(max(args[0].shape[2:])))
-    ours._vae.decoder.register_forward_pre_hook(lambda module, args: seen.append(8 * max(args[0].shape[2:])))
+    ours._vae.model.encoder.register_forward_pre_hook(
+        lambda module, args: seen.append(max(args[0].shape[2:]))
+    )
+    ours._vae.model.decoder.register_forward_pre_hook(
+        lambda module, args: seen.append(8 * max(args[0].shape[2:]))
+    )
 
     def there_and_back():
         seen.clear()
@@ -267,6 +271,6 @@ def test_a_sketch_passes_gradients_to_the_latents_and_keeps_few_activations(deno
         return sum(sizes)
 
     sparing = kept()
-    denoiser._vae.decoder.gradient_checkpointing = False
+    denoiser._vae.model.decoder.gradient_checkpointing = False
     assert sparing < kept() / 2
-    denoiser._vae.decoder.gradient_checkpointing = True
+    denoiser._vae.model.decoder.gradient_checkpointing = True

@@ -62,17 +62,17 @@ def test_guidance_looks_through_the_small_decoder_and_never_through_the_vae(
     with_tiny: str, dtype: str
 ) -> None:
     model = loading.load(with_tiny, "cpu", dtype, sketch=loading.find_sketch(with_tiny))
-    model._vae.decode = forbidden
+    model._vae.model.decode = forbidden
     once = steered(model)
     assert torch.isfinite(once).all()
     assert (once != latents(2)).any()
     assert (once == steered(model)).all()
     raw = latents(3) / 0.9 + 0.1
-    seen = model._tiny_vae.decode(raw.to(model._tiny_vae.dtype), return_dict=False)[0].float() / 2 + 0.5
+    seen = model._tiny.model.decode(raw.to(model._tiny.model.dtype), return_dict=False)[0].float() / 2 + 0.5
     torch.testing.assert_close(model.sketch(latents(3)), seen)
     assert seen.shape == (2, 3, 64, 64)
     with torch.no_grad():
-        for weight in model._tiny_vae.decoder.parameters():
+        for weight in model._tiny.model.decoder.parameters():
             weight.mul_(0.5)
     assert (steered(model) != once).any(), "other weights of the decoder, other steps"
 
@@ -89,7 +89,7 @@ def test_without_one_guidance_looks_through_the_vae(plain: str, dtype: str) -> N
 
 def test_a_model_that_is_not_guided_loads_none(with_tiny: str) -> None:
     model = loading.load(with_tiny, "cpu", "float32")
-    assert model._tiny_vae is None
+    assert model._tiny is None
 
 
 def test_a_small_decoder_of_other_latents_is_refused(tmp_path: Path) -> None:

@@ -38,13 +38,15 @@ class Family:
     core: str
     """The component that predicts: ``transformer`` or ``unet``."""
     text: tuple[str, ...]
-    """Components that read prompts: models with weights. Those a model's index leaves empty are not asked for."""
+    """Components that read prompts: models with weights."""
     tokenizers: tuple[str, ...]
     """Components that come with them and have no weights of their own: tokenizers, processors."""
     module: str
     """Name of the module that knows torch."""
     describe: Callable[[str, Configs], Description] = field(repr=False)
     """A model's name and its configs to its description; raises ``UsageError`` where they are of another kind."""
+    optional: frozenset[str] = frozenset()
+    """Those of ``text`` that a model may do without, where its index leaves them empty."""
     tiny_vae: str | None = None
     """On the hub: an ``AutoencoderTiny`` of its latents, for guidance to look through."""
 
@@ -54,8 +56,10 @@ class Family:
         return (self.core, "vae")
 
     def text_parts(self, index: Mapping[str, Any]) -> tuple[str, ...]:
-        """Text encoders that a model of this index has."""
-        return tuple(part for part in self.text if class_of(index, part) is not None)
+        """Text encoders that a model of this index has, or has to have."""
+        return tuple(
+            part for part in self.text if part not in self.optional or class_of(index, part) is not None
+        )
 
 
 def class_of(index: Mapping[str, Any], part: str) -> tuple[str, str] | None:

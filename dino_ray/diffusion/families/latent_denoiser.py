@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dino_ray.diffusion.denoiser import Conditioning, Description, Embeddings
+from dino_ray.diffusion.denoiser import MASK, Conditioning, Description, Embeddings
 from dino_ray.diffusion.vae import Place, TinyDecoder, Vae
 
 
@@ -156,5 +156,5 @@ class LatentDenoiser:
                 f"{self._description.name} needs the text embedding {name!r}: encode a prompt, be it empty"
             )
         value = text[name]
-        value = value.to(self.device) if name.endswith("_mask") else self._place.put(value)
+        value = value.to(self.device) if name.endswith(MASK) else self._place.put(value)
         return value.expand(batch, *value.shape[1:])

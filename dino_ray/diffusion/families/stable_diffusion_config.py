@@ -78,5 +78,7 @@ XL = Family(
     tokenizers=("tokenizer", "tokenizer_2"),
     module="dino_ray.diffusion.families.stable_diffusion",
     describe=describe,
+    optional=frozenset({"text_encoder"}),
     tiny_vae="madebyollin/taesdxl",
 )
+"""Its refiner has the second text encoder alone."""
