@@ -6,6 +6,7 @@ first fetched, until another revision of it is named.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dino_ray.errors import JobError, UsageError
+
+log = logging.getLogger(__name__)
 
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 """``owner/name``, as the hub spells its repositories."""
@@ -109,6 +112,8 @@ def snapshot(
     found = repo.cached(*(name for name in [*_ANCHORS, *patterns] if "*" not in name))
     if found is not None and (whole(found) if whole else all((found / name).is_file() for name in patterns)):
         return found
+    if whole and not cached and not _bars.get():
+        log.info("%s: what the cache lacks of it is fetched from the Hugging Face hub", repo)
     revision = {} if repo.revision is None else {"revision": repo.revision}
     with _explained(repo), _quiet():
         return Path(
@@ -166,18 +171,20 @@ def bars_shown() -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the hub library's bars, unless they are wanted, and its warnings: what is wrong is raised."""
-    from huggingface_hub import utils
-    from huggingface_hub.utils import logging
+    from huggingface_hub import constants, utils
+    from huggingface_hub.utils import logging as hub_logging
 
-    verbosity, off = logging.get_verbosity(), utils.are_progress_bars_disabled()
-    logging.set_verbosity_error()
-    if not _bars.get():
+    verbosity = hub_logging.get_verbosity()
+    silenced = not _bars.get() and constants.HF_HUB_DISABLE_PROGRESS_BARS is None
+    silenced = silenced and not utils.are_progress_bars_disabled()
+    hub_logging.set_verbosity_error()
+    if silenced:
         utils.disable_progress_bars()
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
-        if not off:
+        hub_logging.set_verbosity(verbosity)
+        if silenced:
             utils.enable_progress_bars()
 
 

@@ -53,6 +53,7 @@ MODEL_OPTIONS = (
         "dino_adapter",
     ),
     *("adaptive", "verify", "consistency", "color_lock", "seed", "dtype", "batch"),
+    *("components", "vae", "allow_pickle"),
 )
 """Options that only a diffusion model can honour."""
 
@@ -95,6 +96,8 @@ class Settings:
     consistency: float
     color_lock: Literal["wavelet", "adain", "off"]
     seed: int
+    model_place: str
+    """What the replicas load: ``--model`` as it was found here, an absolute path or a hub id."""
     model_options: ModelOptions
     batch: int
     """Tiles that a replica refines at once; 1 without a model."""
@@ -173,8 +176,9 @@ def resolve(config: UpscaleConfig) -> Settings:
         return _without_model(config)
     from dino_ray.diffusion import loading
 
-    options = AS_PUBLISHED
-    model = loading.describe(config.model, config.dino_adapter, options)
+    options = _model_options(config)
+    place = loading.located(config.model)
+    model = loading.describe(place, config.dino_adapter, options)
     base: Literal["net", "lanczos"] = "lanczos" if config.base == "lanczos" else "net"
     denoise = config.denoise if config.denoise is not None else model.denoise
     cfg = config.cfg if config.cfg is not None else model.cfg
@@ -218,19 +222,32 @@ def resolve(config: UpscaleConfig) -> Settings:
         dino=dino,
         dino_tokens=model.dino_dim is not None,
         dino_strength=strength,
-        sketch=loading.find_sketch(config.model, options) if strength > 0 else None,
+        sketch=loading.find_sketch(place, options) if strength > 0 else None,
         dino_adapter=config.dino_adapter and os.path.abspath(os.path.expanduser(config.dino_adapter)),
         adaptive=config.adaptive if denoise > 0 else 0.0,
         verify=config.verify is not False and denoise > 0,
         consistency=_consistency(config) if denoise > 0 else 0.0,
         color_lock=config.color_lock if denoise > 0 else "off",
         seed=config.seed,
+        model_place=place,
         model_options=options,
         batch=config.batch,
         **_around(config),
     )
     _check_tiles(settings)
     return settings
+
+
+def _model_options(config: UpscaleConfig) -> ModelOptions:
+    """What is to be done with the model; names as they mean the same on every machine that sees the same files."""
+    from dino_ray.diffusion import loading
+
+    named = {
+        name: loading.located(value, option_name(name))
+        for name in ("components", "vae")
+        if (value := getattr(config, name)) is not None
+    }
+    return ModelOptions(**named, allow_pickle=config.allow_pickle)
 
 
 def _consistency(config: UpscaleConfig) -> float:
@@ -278,6 +295,7 @@ def _without_model(config: UpscaleConfig) -> Settings:
         consistency=0.0,
         color_lock="off",
         seed=0,
+        model_place=NO_MODEL,
         model_options=AS_PUBLISHED,
         batch=1,
         **_around(config),
