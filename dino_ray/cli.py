@@ -231,7 +231,7 @@ def models() -> None:
             f"{known.alias:14}{known.repo or ''}\n{'':14}needs {known.needs}\n{'':14}licence: {known.licence}\n"
         )
     click.echo(
-        "--model also takes a diffusers folder, a .safetensors or GGUF file, or any hub id of a model of these families."
+        "--model also takes a diffusers folder, a .safetensors or GGUF file, or a hub id of a model of these families."
     )
 
 
@@ -245,7 +245,7 @@ def _introduce(settings: Settings) -> None:
 
 
 def _download(batch: Batch) -> None:
-    """Fetch what is not here of the models, with its progress shown. A cluster's machines fetch each its own, quietly."""
+    """Fetch what is not here of the models, with its progress shown. A cluster's machines fetch their own, quietly."""
     settings = batch.settings
     if settings.model is None or batch.config.address not in ("local", "none"):
         return

@@ -45,11 +45,14 @@ def load(
         Where the file is damaged, or lacks something that the configuration says.
     """
     tensors = _tensors(path, prefix, dtype)
-    model = (
-        _text_encoder(cls, tensors, prefix, config, dtype)
-        if library == "transformers"
-        else _diffusers_model(cls, tensors, path, config, dtype, more)
-    )
+    try:
+        model = (
+            _text_encoder(cls, tensors, prefix, config, dtype)
+            if library == "transformers"
+            else _diffusers_model(cls, tensors, path, config, dtype, more)
+        )
+    except NotImplementedError as error:  # torch's, of a weight that nothing has filled
+        raise ValueError("its weights lack some that its configuration asks for") from error
     if missing := sorted(name for name, value in model.named_parameters() if value.is_meta):
         raise ValueError(f"its weights lack {missing[0]}")
     return model
@@ -102,12 +105,13 @@ def _diffusers_model(
     dtype: torch.dtype,
     more: dict[str, Any],
 ) -> Any:
-    from diffusers import GGUFQuantizationConfig
     from diffusers.utils import logging as diffusers_logging
 
     if any(name.startswith(_LAYERS) for name in tensors):
         tensors = {_UNET_PREFIX + name: value for name, value in tensors.items()}
     if path.suffix.lower() == GGUF:
+        from diffusers import GGUFQuantizationConfig
+
         more = {"quantization_config": GGUFQuantizationConfig(compute_dtype=dtype), **more}
     before = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity(
