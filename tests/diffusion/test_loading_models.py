@@ -80,10 +80,10 @@ def test_a_missing_path_is_not_taken_for_a_hub_id(path):
         loading.resolve(path)
 
 
-def test_a_single_file_is_refused(tmp_path):
+def test_an_empty_file_is_refused(tmp_path):
     file = tmp_path / "flux.safetensors"
     file.touch()
-    with pytest.raises(UsageError, match="single-file"):
+    with pytest.raises(UsageError, match="can't be read"):
         loading.describe(str(file))
 
 
