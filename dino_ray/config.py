@@ -124,6 +124,21 @@ class UpscaleConfig(BaseModel):
         default=None,
         description="What is to be kept out, for models with classifier-free guidance. Default: nothing.",
     )
+    controlnet: str | None = Field(
+        default=None,
+        min_length=1,
+        description="ControlNet that holds each tile to its base, such as a tile or an upscaler one: a folder or a hub "
+        "id. Default: none.",
+    )
+    control_scale: float = Field(
+        default=0.6, ge=0, le=2, description="How firmly the ControlNet holds; 1 as it was trained, 0 is off."
+    )
+    control_start: float = Field(
+        default=0.0, ge=0, le=1, description="Part of the steps after which the ControlNet begins."
+    )
+    control_end: float = Field(
+        default=1.0, ge=0, le=1, description="Part of the steps after which the ControlNet ends."
+    )
     cfg: float | None = Field(
         default=None,
         ge=0,

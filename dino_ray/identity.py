@@ -25,6 +25,8 @@ _SETTLED = (
         "prompt",
         "regions",
         "captioner",
+        "control_scale",
+        "control_range",
         "negative_prompt",
         "cfg",
         "tile",
@@ -41,7 +43,7 @@ _SETTLED = (
     ),
 )
 """Options as ``resolve`` has settled them."""
-_GIVEN = ("model", "dtype", "threads", "page", "to_srgb")
+_GIVEN = ("model", "controlnet", "dtype", "threads", "page", "to_srgb")
 """Options as they were given."""
 
 _OF_MODEL = ("components", "vae")
@@ -87,7 +89,13 @@ def of_pixels(
         "a source of": of_source(source, stop),
         "weights": {
             name: of_weights(name)
-            for name in (*_models(settings), settings.dino, settings.dino_adapter, settings.sketch)
+            for name in (
+                *_models(settings),
+                config.controlnet,
+                settings.dino,
+                settings.dino_adapter,
+                settings.sketch,
+            )
             if name
         },
         "thresholds of DINO": _thresholds(settings.dino),

@@ -204,7 +204,19 @@ def image_task(
 
 
 _TASK_SETTINGS = (
-    *("denoise", "steps", "sampler", "seed", "cfg", "prompt", "regions", "negative_prompt", "batch"),
+    *(
+        "denoise",
+        "steps",
+        "sampler",
+        "seed",
+        "cfg",
+        "prompt",
+        "regions",
+        "negative_prompt",
+        "control_scale",
+        "control_range",
+        "batch",
+    ),
     *("dino_tokens", "dino_strength", "adaptive", "verify", "consistency", "color_lock"),
 )
 """Settings that a tile's pixels depend on, by the same name in ``Settings`` and ``ImageTask``."""

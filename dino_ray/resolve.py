@@ -47,6 +47,7 @@ MODEL_OPTIONS = (
         "prompts",
         "captioner",
         "negative_prompt",
+        "controlnet",
         "cfg",
         "dino",
         "dino_strength",
@@ -56,6 +57,9 @@ MODEL_OPTIONS = (
     *("components", "vae", "allow_pickle"),
 )
 """Options that only a diffusion model can honour."""
+
+CONTROL_OPTIONS = ("control_scale", "control_start", "control_end")
+"""Options that only a ControlNet can honour."""
 
 TORCH_OPTIONS = ("device", "threads", "gpus_per_worker")
 """Options that only a net can honour, of diffusion or not."""
@@ -77,6 +81,9 @@ class Settings:
     """Where tiles are told something else."""
     captioner: str | None
     negative_prompt: str | None
+    control_scale: float
+    control_range: tuple[float, float]
+    """Part of the steps in which a ControlNet acts."""
     text_sees_source: bool
     """The model's text encoder looks at the source."""
     cfg: float | None
@@ -179,6 +186,8 @@ def resolve(config: UpscaleConfig) -> Settings:
     options = _model_options(config)
     place = loading.located(config.model)
     model = loading.describe(place, config.dino_adapter, options)
+    if options.controlnet is not None and not model.takes_control:
+        raise UsageError(f"--controlnet: the model {model.name} takes none; leave it out")
     base: Literal["net", "lanczos"] = "lanczos" if config.base == "lanczos" else "net"
     denoise = config.denoise if config.denoise is not None else model.denoise
     cfg = config.cfg if config.cfg is not None else model.cfg
@@ -214,6 +223,8 @@ def resolve(config: UpscaleConfig) -> Settings:
         regions=read_regions(config.prompts) if config.prompts is not None else (),
         captioner=config.captioner,
         negative_prompt=_negative_prompt(config, model, cfg),
+        control_scale=config.control_scale if options.controlnet is not None else 0.0,
+        control_range=(config.control_start, config.control_end),
         text_sees_source=model.reads_picture,
         cfg=cfg,
         tile=tile,
@@ -238,18 +249,6 @@ def resolve(config: UpscaleConfig) -> Settings:
     return settings
 
 
-def _model_options(config: UpscaleConfig) -> ModelOptions:
-    """What is to be done with the model; names as they mean the same on every machine that sees the same files."""
-    from dino_ray.diffusion import loading
-
-    named = {
-        name: loading.located(value, option_name(name))
-        for name in ("components", "vae")
-        if (value := getattr(config, name)) is not None
-    }
-    return ModelOptions(**named, allow_pickle=config.allow_pickle)
-
-
 def _consistency(config: UpscaleConfig) -> float:
     """How closely the source is to be shown: all the way where the model has pixels of its own to draw between its."""
     return config.consistency if config.consistency is not None else min(1.0, 2 * (config.scale - 1))
@@ -263,7 +262,11 @@ def _refuse(config: UpscaleConfig, fields: Sequence[str], why: str) -> None:
 
 
 def _without_model(config: UpscaleConfig) -> Settings:
-    _refuse(config, (*MODEL_OPTIONS, "denoise"), "needs a diffusion model; leave it out with --model none")
+    _refuse(
+        config,
+        (*MODEL_OPTIONS, *CONTROL_OPTIONS, "denoise"),
+        "needs a diffusion model; leave it out with --model none",
+    )
     if config.base != "net":
         _refuse(
             config, TORCH_OPTIONS, "has nothing to act on: Lanczos resampling runs as it is; leave it out"
@@ -280,6 +283,8 @@ def _without_model(config: UpscaleConfig) -> Settings:
         regions=(),
         captioner=None,
         negative_prompt=None,
+        control_scale=0.0,
+        control_range=(0.0, 1.0),
         text_sees_source=False,
         cfg=None,
         tile=config.tile if config.tile is not None else BASE_TILE[base],
@@ -337,6 +342,26 @@ def _check_placement(config: UpscaleConfig) -> None:
         raise UsageError(f"--workers {config.workers}: --address none has one worker, this process")
     if config.gpus_per_worker is not None:
         raise UsageError("--gpus-per-worker: --address none places nothing; choose with --device")
+
+
+def _model_options(config: UpscaleConfig) -> ModelOptions:
+    """What is to be done with the model; names as they mean the same on every machine that sees the same files."""
+    from dino_ray.diffusion import loading
+
+    if config.controlnet is None:
+        _refuse(config, CONTROL_OPTIONS, "has nothing to act on without --controlnet; leave it out")
+    elif config.control_scale == 0:
+        raise UsageError("--controlnet: has no effect at --control-scale 0; leave one of them out")
+    elif config.control_start >= config.control_end:
+        raise UsageError(
+            f"--control-end {config.control_end:g}: must lie after --control-start {config.control_start:g}"
+        )
+    located = {
+        name: loading.located(value, option_name(name))
+        for name in ("components", "vae")
+        if (value := getattr(config, name)) is not None
+    }
+    return ModelOptions(controlnet=config.controlnet, allow_pickle=config.allow_pickle, **located)
 
 
 def _check_conditioning(config: UpscaleConfig, model: Description, denoise: float, cfg: float | None) -> None:

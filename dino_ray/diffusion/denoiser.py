@@ -60,6 +60,8 @@ class Description:
     """Its text encoder looks at the picture while it reads the prompt."""
     takes_reference: bool = False
     """It attends to the tile's base beside the latents that it refines."""
+    takes_control: bool = False
+    """A ControlNet holds it to the tile's base."""
     denoise: float = 0.25
     """Noise level to start from unless the user names another."""
     noise_levels: tuple[float, float] = (0.0, 1.0)
@@ -99,6 +101,20 @@ class DinoTokens:
 
 
 @dataclass(frozen=True)
+class Control:
+    """What a ControlNet holds a batch of tiles to."""
+
+    pixels: Tensor
+    """(B, 3, H, W) in [0, 1]."""
+    latents: Tensor
+    """The same, encoded: (B, C, h, w)."""
+    scale: float
+    """Of what the ControlNet adds; 1 as it was trained."""
+    levels: tuple[float, float]
+    """Lowest and highest noise level at which it acts."""
+
+
+@dataclass(frozen=True)
 class Conditioning:
     """All that steers a prediction besides the latents."""
 
@@ -112,6 +128,7 @@ class Conditioning:
     reference: Tensor | None = None
     """(B, C, h, w): latents of the base, where the description asks for them."""
     dino: DinoTokens | None = None
+    control: Control | None = None
 
 
 class Denoiser(Protocol):

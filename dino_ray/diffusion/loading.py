@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dino_ray.diffusion import adapter_file, model_files
+from dino_ray.diffusion import adapter_file, controlnet_files, model_files
 from dino_ray.diffusion.catalogue import ALIASES, KNOWN, KnownModel
 from dino_ray.diffusion.denoiser import Denoiser, Description, Embeddings
 from dino_ray.diffusion.device import pick_device, pick_dtype
@@ -71,6 +72,9 @@ def describe(model: str, adapter: str | None = None, options: ModelOptions = AS_
         description = family.describe(ref.name, configs)
         model_files.check_weights(ref, (*family.parts, *family.text_parts(configs["index"])))
         model_files.check_tokenizers(ref, _named(family.tokenizers, configs))
+        if options.controlnet is not None:
+            controlnet_files.describe(options.controlnet, family, configs)
+            description = replace(description, takes_control=True)
     if adapter is None:
         return description
     return adapter_file.describe(adapter, adapter_target(ref)).applied_to(description)
@@ -112,7 +116,7 @@ def load(
     ref = resolve(model, options)
     _refuse_none(ref)
     device = pick_device(device)
-    denoiser: Any = _load(ref, device, dtype, sketch)
+    denoiser: Any = _load(ref, device, dtype, sketch, options)
     if adapter is not None:
         denoiser = _adapted(denoiser, ref, adapter, device)
     made: Denoiser = denoiser
@@ -161,7 +165,7 @@ def adapter_target(ref: ModelRef, fetch: bool = False) -> adapter_file.Target:
     return adapter_file.Target(ref.name, "flux", width, folder)
 
 
-def _load(ref: ModelRef, device: str, dtype: str, sketch: str | None) -> Any:
+def _load(ref: ModelRef, device: str, dtype: str, sketch: str | None, options: ModelOptions) -> Any:
     if ref.kind == "bundled":
         from dino_ray.diffusion import bundled
 
@@ -184,6 +188,13 @@ def _load(ref: ModelRef, device: str, dtype: str, sketch: str | None) -> Any:
         models["tiny_vae"] = components.load_tiny_vae(
             model_files.fetch_tiny_vae(sketch), description, precision, device
         )
+    if options.controlnet is not None:
+        kind = controlnet_files.describe(options.controlnet, family, configs)
+        found = components.PartFiles(
+            "controlnet", "diffusers", kind, controlnet_files.fetch(options.controlnet)
+        )
+        models["controlnet"] = components.load_model(found, precision, device)
+        description = replace(description, takes_control=True)
     places = dict.fromkeys(models, Place(torch.device(device), precision))
     return _module(family).build(Loaded(models, places), configs, description)
 

@@ -28,6 +28,7 @@ from dino_ray.diffusion.weight_header import PICKLES, check_pickle
 from dino_ray.errors import DinoRayError, UsageError
 
 __all__ = [
+    "COMPONENT_FILES",
     "Found",
     "ModelRef",
     "check_tokenizers",
@@ -37,6 +38,7 @@ __all__ = [
     "fetch_tiny_vae",
     "find_tiny_vae",
     "is_present",
+    "is_whole",
     "part_config",
     "resolve",
     "weight_places",
@@ -52,7 +54,7 @@ _WEIGHTS = tuple(
     for name in ("diffusion_pytorch_model", "model")
     for part in ("", "-?????-of-?????")
 )
-_COMPONENT_FILES = (*_WEIGHTS, *_TEXT_FILES)
+COMPONENT_FILES = (*_WEIGHTS, *_TEXT_FILES)
 """What diffusers and transformers load of a model or a tokenizer. Repositories have the same weights in other types and
 for other programs besides, which would be downloaded for nothing."""
 _PICKLED_FILES = ("*.bin", *_TEXT_FILES)
@@ -128,16 +130,16 @@ def _download(ref: ModelRef, wanted: Mapping[str, Source], pickled: frozenset[st
     patterns = [
         source.inside(name)
         for part, source in wanted.items()
-        for name in (_PICKLED_FILES if part in pickled else _COMPONENT_FILES)
+        for name in (_PICKLED_FILES if part in pickled else COMPONENT_FILES)
     ]
     folders = [source.folder for source in wanted.values()]
     return hub.snapshot(
-        ref.repo, patterns, whole=lambda root: all(_whole(root / folder) for folder in folders)
+        ref.repo, patterns, whole=lambda root: all(is_whole(root / folder) for folder in folders)
     )
 
 
-def _whole(folder: Path) -> bool:
-    """Whether nothing of a component is missing, as far as names tell: a download may have broken off."""
+def is_whole(folder: Path) -> bool:
+    """Whether nothing of the component in a folder is missing, as far as names tell: a download may have broken off."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if indexes := [name for name in names if name.endswith(_SHARDS)]:
         try:
@@ -197,10 +199,10 @@ def check_tokenizers(ref: ModelRef, parts: Iterable[str]) -> None:
         return
     other = companion(ref)
     if other.kind == "folder":
-        missing = [part for part in wanted if not _whole(Path(other.location) / part)]
+        missing = [part for part in wanted if not is_whole(Path(other.location) / part)]
     else:
         here = other.repo.cached(INDEX, *(f"{part}/tokenizer_config.json" for part in wanted))
-        if here is not None and all(_whole(here / part) for part in wanted):
+        if here is not None and all(is_whole(here / part) for part in wanted):
             return
         names = hub.listing(other.repo, [f"{part}/*" for part in wanted])
         missing = [part for part in wanted if not any(name.startswith(f"{part}/") for name in names)]
@@ -217,7 +219,7 @@ def _files(ref: ModelRef, wanted: Mapping[str, Source]) -> frozenset[str]:
     if ref.kind == "folder":
         return hub.names(Path(ref.location), patterns)
     here = ref.repo.cached(INDEX, CONFIG)
-    if here is not None and all(_whole(here / source.folder) for source in wanted.values()):
+    if here is not None and all(is_whole(here / source.folder) for source in wanted.values()):
         return hub.names(here, patterns)
     return hub.listing(ref.repo, patterns)
 
@@ -279,7 +281,7 @@ def is_present(name: str) -> bool:
     if family is None:
         return False
     parts = (*family.parts, *family.text, *family.tokenizers)
-    return all(_whole(root / part) for part in parts if class_of(index, part) is not None)
+    return all(is_whole(root / part) for part in parts if class_of(index, part) is not None)
 
 
 # ---- the small decoder
@@ -310,4 +312,4 @@ def fetch_tiny_vae(name: str) -> Path:
 
 
 def _tiny_vae(name: str, cached: bool = False) -> Path:
-    return hub.snapshot(hub.Repo(name), _COMPONENT_FILES, whole=_whole, cached=cached)
+    return hub.snapshot(hub.Repo(name), COMPONENT_FILES, whole=is_whole, cached=cached)

@@ -16,6 +16,8 @@ class ModelOptions:
     """A file, folder or hub id whose VAE takes the place of the model's."""
     allow_pickle: bool = False
     """Read weights from pickles too, which can run any code."""
+    controlnet: str | None = None
+    """A folder or a hub id."""
 
 
 AS_PUBLISHED = ModelOptions()

@@ -106,6 +106,10 @@ class ImageTask:
     """What tiles are told that do. A captioner's come on top."""
     negative_prompt: str | None = None
     """None: nothing is to be avoided."""
+    control_scale: float = 0.0
+    """Of a ControlNet; 0: it is not asked."""
+    control_range: tuple[float, float] = (0.0, 1.0)
+    """The part of the steps in which it is."""
     text_sees_source: bool = False
     """Whether the model's text encoder looks at the source while it reads the prompt."""
     dino_tokens: bool = False

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dino_ray.diffusion.denoiser import Conditioning, DinoTokens, stacked
+from dino_ray.diffusion.denoiser import Conditioning, Control, DinoTokens, stacked
 from dino_ray.diffusion.sampler import sample
 from dino_ray.engine.protocol import Guide, ImageTask
 from dino_ray.engine.verifying import Draft, Refined, Tile, verified
@@ -118,14 +118,18 @@ def _draft(
     rects, device = [tile.rect for tile in tiles], denoiser.device
     heed(stop)
     with watch("encode"):
-        base = denoiser.encode(torch.from_numpy(_planes([tile.base for tile in tiles])).to(device))
+        pixels = torch.from_numpy(_planes([tile.base for tile in tiles])).to(device)
+        base = denoiser.encode(pixels)
     with watch("steps"):
         _, channels, h, w = base.shape
         field = [_noise(task, rect, denoiser.description.latent_scale, channels) for rect in rects]
         level = denoiser.description.within(effort.denoise)  # which a gentler try may have left
         sigmas = denoiser.sigmas(level, task.steps, (h, w))
         start = denoiser.noised(base, torch.from_numpy(np.stack(field)).to(device), level)
-        conditioning = _conditioning(denoiser, task, guide, effort.strength, base, rects)
+        conditioning = replace(
+            _conditioning(denoiser, task, guide, effort.strength, base, rects),
+            control=_control(task, pixels, base, sigmas.tolist()),
+        )
         amend = _amend(models, task, guide, effort, base, rects, sigmas.tolist(), stop)
         latents = sample(
             denoiser, start, sigmas, conditioning, task.sampler, lambda step: heed(stop), amend=amend
@@ -182,6 +186,16 @@ def _conditioning(
         reference=base if denoiser.description.takes_reference else None,
         dino=dino,
     )
+
+
+def _control(task: ImageTask, pixels: Tensor, base: Tensor, levels: Sequence[float]) -> Control | None:
+    """The base, for a ControlNet to hold the tiles to in those steps that lie wholly within its range."""
+    start, end = task.control_range
+    steps = len(levels) - 1
+    acting = [level for i, level in enumerate(levels[:-1]) if start <= i / steps and (i + 1) / steps <= end]
+    if task.control_scale == 0 or not acting:
+        return None
+    return Control(pixels, base, task.control_scale, (min(acting), max(acting)))
 
 
 def _amend(

@@ -47,6 +47,8 @@ class Family:
     """A model's name and its configs to its description; raises ``UsageError`` where they are of another kind."""
     optional: frozenset[str] = frozenset()
     """Those of ``text`` that a model may do without, where its index leaves them empty."""
+    controlnet: str | None = None
+    """Class, in diffusers, of the ControlNets that it takes."""
     tiny_vae: str | None = None
     """On the hub: an ``AutoencoderTiny`` of its latents, for guidance to look through."""
 

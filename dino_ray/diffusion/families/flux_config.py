@@ -92,6 +92,7 @@ FAMILY = Family(
     tokenizers=("tokenizer", "tokenizer_2"),
     module="dino_ray.diffusion.families.flux",
     describe=describe,
+    controlnet="FluxControlNetModel",
     tiny_vae="madebyollin/taef1",
 )
 """Kontext, Control and Fill, which take a reference, a control or a mask as more tokens or channels, are others."""

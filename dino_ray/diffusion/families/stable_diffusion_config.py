@@ -66,6 +66,7 @@ FAMILY = Family(
     tokenizers=("tokenizer",),
     module="dino_ray.diffusion.families.stable_diffusion",
     describe=describe,
+    controlnet="ControlNetModel",
     tiny_vae="madebyollin/taesd",
 )
 
@@ -79,6 +80,7 @@ XL = Family(
     module="dino_ray.diffusion.families.stable_diffusion",
     describe=describe,
     optional=frozenset({"text_encoder"}),
+    controlnet="ControlNetModel",
     tiny_vae="madebyollin/taesdxl",
 )
 """Its refiner has the second text encoder alone."""
