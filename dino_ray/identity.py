@@ -43,7 +43,7 @@ _SETTLED = (
     ),
 )
 """Options as ``resolve`` has settled them."""
-_GIVEN = ("model", "controlnet", "dtype", "threads", "page", "to_srgb")
+_GIVEN = ("model", "controlnet", "threads", "page", "to_srgb")
 """Options as they were given."""
 
 _OF_MODEL = ("components", "vae")
@@ -84,6 +84,9 @@ def of_pixels(
         **{option_name(name): getattr(settings, name) for name in _SETTLED},
         **{option_name(name): getattr(config, name) for name in _GIVEN},
         **{option_name(name): getattr(settings.model_options, name) for name in _OF_MODEL},
+        "--dtype": str(settings.dtype),
+        "--quantize": settings.model_options.quantize,
+        "--vae-tile": settings.model_options.vae_tile,
         "--depth": depth,
         "--wrap": "on" if wrap else "off",
         "a source of": of_source(source, stop),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from dino_ray.config import PRESET_STEPS, UpscaleConfig, option_name
+from dino_ray.diffusion.dtypes import Dtypes
 from dino_ray.diffusion.model_options import AS_PUBLISHED, ModelOptions
 from dino_ray.errors import UsageError
 from dino_ray.plan.geometry import Grid, Scaling, make_grid
@@ -55,6 +56,7 @@ MODEL_OPTIONS = (
     ),
     *("adaptive", "verify", "consistency", "color_lock", "seed", "dtype", "batch"),
     *("components", "vae", "allow_pickle"),
+    *("quantize", "offload", "vae_tile"),
 )
 """Options that only a diffusion model can honour."""
 
@@ -105,6 +107,7 @@ class Settings:
     seed: int
     model_place: str
     """What the replicas load: ``--model`` as it was found here, an absolute path or a hub id."""
+    dtype: Dtypes
     model_options: ModelOptions
     batch: int
     """Tiles that a replica refines at once; 1 without a model."""
@@ -181,7 +184,7 @@ def resolve(config: UpscaleConfig) -> Settings:
         raise UsageError("--shared: says that every node sees the job directory; name it with --job-dir")
     if config.model == NO_MODEL:
         return _without_model(config)
-    from dino_ray.diffusion import loading
+    from dino_ray.diffusion import keeping, loading
 
     options = _model_options(config)
     place = loading.located(config.model)
@@ -210,6 +213,9 @@ def resolve(config: UpscaleConfig) -> Settings:
         )
     dino, strength = _dino(config, model, denoise)
     tile = config.tile if config.tile is not None else model.tile
+    # A cluster's machines are others, and judge for themselves.
+    here = config.device if config.address in ("none", "local") else None
+    keeping.check(place, config.dtype, options, tile, here)
     half = tile // model.pixel_multiple // 2 * model.pixel_multiple  # the most that the plan allows
     overlap = config.overlap if config.overlap is not None else min(model.overlap, half)
     settings = Settings(
@@ -241,6 +247,7 @@ def resolve(config: UpscaleConfig) -> Settings:
         color_lock=config.color_lock if denoise > 0 else "off",
         seed=config.seed,
         model_place=place,
+        dtype=config.dtype,
         model_options=options,
         batch=config.batch,
         **_around(config),
@@ -301,6 +308,7 @@ def _without_model(config: UpscaleConfig) -> Settings:
         color_lock="off",
         seed=0,
         model_place=NO_MODEL,
+        dtype=config.dtype,
         model_options=AS_PUBLISHED,
         batch=1,
         **_around(config),
@@ -361,7 +369,14 @@ def _model_options(config: UpscaleConfig) -> ModelOptions:
         for name in ("components", "vae")
         if (value := getattr(config, name)) is not None
     }
-    return ModelOptions(controlnet=config.controlnet, allow_pickle=config.allow_pickle, **located)
+    return ModelOptions(
+        **located,
+        allow_pickle=config.allow_pickle,
+        controlnet=config.controlnet,
+        quantize=config.quantize,
+        offload=config.offload,
+        vae_tile=config.vae_tile,
+    )
 
 
 def _check_conditioning(config: UpscaleConfig, model: Description, denoise: float, cfg: float | None) -> None:

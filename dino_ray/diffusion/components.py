@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,8 +12,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from dino_ray.diffusion import single_file
+from dino_ray.diffusion import offload, single_file, storage
 from dino_ray.diffusion.denoiser import Description
+from dino_ray.diffusion.dtypes import TORCH
+from dino_ray.diffusion.model_options import Offload, Quantizer
+from dino_ray.diffusion.storage import Kept
 from dino_ray.errors import JobError
 
 _FAILURES = (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError)
@@ -38,33 +42,105 @@ class PartFiles:
     """Its weights are pickles, and allowed to be."""
 
 
-def load_model(files: PartFiles, dtype: torch.dtype, device: str) -> Any:
+CASTS_BY_ITS_WEIGHT = "wo"
+"""A layer of T5 whose type is asked for, to cast what goes in, before the layer can make it that it computes in."""
+
+
+def load_model(files: PartFiles, kept: Kept, device: str) -> Any:
     """A component with weights, on ``device``.
+
+    Weights that are neither cast nor moved are mapped from their file, not copied: replicas of a machine share them.
 
     Raises
     ------
     JobError
         Where its weights are damaged or do not fit their config.
     """
-    named = {"diffusers": "torch_dtype", "transformers": "dtype"}[files.library]
     with _explained(files.path):
-        if files.config is not None:
-            return single_file.load(
-                files.library, _class(files), files.path, files.config, files.prefix, dtype
-            ).to(device)
-        model, info = _class(files).from_pretrained(
-            files.path,
-            use_safetensors=not files.pickled,
-            local_files_only=True,
-            output_loading_info=True,
-            **{named: dtype},
+        model = (_from_folder if files.config is None else _from_file)(files, kept, device)
+        if kept.fp8:
+            _cast_layerwise(model, compute_dtype(kept))
+        there = kept.package in storage.QUANTIZED_IN_PLACE and device != "cpu"
+        return model if there else model.to(device)
+
+
+def _from_folder(files: PartFiles, kept: Kept, device: str) -> Any:
+    named = {"diffusers": "torch_dtype", "transformers": "dtype"}[files.library]
+    model, info = _class(files).from_pretrained(
+        files.path,
+        use_safetensors=not files.pickled,
+        local_files_only=True,
+        output_loading_info=True,
+        **{named: compute_dtype(kept)},
+        **_quantization(files, kept, device),
+    )
+    if missing := sorted(info["missing_keys"]):  # or else they would stay random
+        raise ValueError(f"its weights lack {missing[0]}")
+    return model
+
+
+def _from_file(files: PartFiles, kept: Kept, device: str) -> Any:
+    assert files.config is not None
+    bitsandbytes = kept.quantize is not None and kept.package == "bitsandbytes"
+    how = dict(_quantization(files, kept, device), device=device) if bitsandbytes else {}
+    how.pop("device_map", None)
+    where = (files.path, files.config, files.prefix)
+    model = single_file.load(files.library, _class(files), *where, compute_dtype(kept), **how)
+    if (
+        kept.quantize is not None and not bitsandbytes
+    ):  # diffusers would leave a single file's weights as they are
+        from torchao.quantization import quantize_
+
+        quantize_(model.to(device), _torchao(kept.quantize))
+    return model
+
+
+def compute_dtype(kept: Kept) -> torch.dtype:
+    """What a component computes in."""
+    dtype: torch.dtype = getattr(torch, TORCH[kept.compute])
+    return dtype
+
+
+def _cast_layerwise(model: Any, compute: torch.dtype) -> None:
+    from diffusers.hooks import apply_layerwise_casting
+    from diffusers.hooks.layerwise_casting import DEFAULT_SKIP_MODULES_PATTERN
+
+    own = getattr(model, "_skip_layerwise_casting_patterns", None) or ()
+    keep = getattr(model, "_keep_in_fp32_modules", None) or ()
+    apply_layerwise_casting(
+        model,
+        storage_dtype=torch.float8_e4m3fn,
+        compute_dtype=compute,
+        skip_modules_pattern=(*DEFAULT_SKIP_MODULES_PATTERN, *own, *keep, CASTS_BY_ITS_WEIGHT),
+    )
+
+
+def _quantization(files: PartFiles, kept: Kept, device: str) -> Mapping[str, Any]:
+    """What ``from_pretrained`` is told of weights that are quantised, or are to be."""
+    in_place = kept.package in storage.QUANTIZED_IN_PLACE
+    there = {"device_map": {"": device}} if in_place and device != "cpu" else {}
+    if kept.quantize is None:
+        return there
+    library: Any = importlib.import_module(files.library)
+    if kept.quantize == "nf4":
+        config = library.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute_dtype(kept)
         )
-        if missing := sorted(info["missing_keys"]):  # or else they would stay random
-            raise ValueError(f"its weights lack {missing[0]}")
-        return model.to(device)
+    elif kept.quantize == "int8":
+        config = library.BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        config = library.TorchAoConfig(_torchao(kept.quantize))
+    return {"quantization_config": config, **there}
 
 
-def load_tiny_vae(folder: Path, description: Description, dtype: torch.dtype, device: str) -> Any:
+def _torchao(how: Quantizer) -> Any:
+    from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
+
+    by_name = {"torchao-int8": Int8WeightOnlyConfig, "torchao-fp8": Float8WeightOnlyConfig}
+    return by_name[how]()
+
+
+def load_tiny_vae(folder: Path, description: Description, kept: Kept, device: str) -> Any:
     """A small decoder of a model's latents.
 
     Raises
@@ -72,7 +148,7 @@ def load_tiny_vae(folder: Path, description: Description, dtype: torch.dtype, de
     JobError
         Where it is damaged, or of other latents.
     """
-    tiny = load_model(PartFiles("tiny_vae", "diffusers", "AutoencoderTiny", folder), dtype, device)
+    tiny = load_model(PartFiles("tiny_vae", "diffusers", "AutoencoderTiny", folder), kept, device)
     if tiny.config.latent_channels != description.latent_channels:
         raise JobError(
             f"{folder}: its latents have {tiny.config.latent_channels} channels, those of {description.name} "
@@ -99,8 +175,11 @@ class TextParts:
 
     files: Mapping[str, PartFiles]
     """By component."""
-    dtypes: Mapping[str, torch.dtype]
+    kept: Mapping[str, Kept]
+    """By component that has weights."""
     device: str
+    """Where they compute, and inputs go: a part that is offloaded has its weights elsewhere, or nowhere."""
+    offload: Offload = "none"
 
     @contextmanager
     def loaded(self, *names: str) -> Iterator[Sequence[Any]]:
@@ -120,9 +199,14 @@ class TextParts:
                 torch.cuda.empty_cache()  # a replica may load on the same device next
 
     def _load(self, name: str) -> Any:
-        if name not in self.dtypes:
+        if name not in self.kept:
             return load_tokenizer(self.files[name])
-        return load_model(self.files[name], self.dtypes[name], self.device).eval().requires_grad_(False)
+        piecewise = self.offload in offload.PIECEWISE
+        model = load_model(self.files[name], self.kept[name], "cpu" if piecewise else self.device)
+        model.eval().requires_grad_(False)
+        if piecewise:
+            offload.piecewise(model, self.device, self.offload)
+        return model
 
 
 def _class(files: PartFiles) -> Any:

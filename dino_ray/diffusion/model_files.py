@@ -37,6 +37,7 @@ __all__ = [
     "fetch",
     "fetch_tiny_vae",
     "find_tiny_vae",
+    "in_single_file",
     "is_present",
     "is_whole",
     "part_config",
@@ -115,6 +116,11 @@ def fetch(ref: ModelRef, parts: Iterable[str]) -> Mapping[str, Found]:
         for part, source in wanted.items():
             made[part] = Found(root / source.folder, pickled=part in pickled)
     return made
+
+
+def in_single_file(ref: ModelRef, part: str) -> bool:
+    """Whether a component comes from a single file of weights."""
+    return source_of(ref, part).ref.kind == "file"
 
 
 def _by_ref(ref: ModelRef, parts: Iterable[str]) -> Mapping[ModelRef, Mapping[str, Source]]:

@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Quantizer: TypeAlias = Literal["nf4", "int8", "torchao-int8", "torchao-fp8"]
+"""How weights are quantised: the first two by bitsandbytes (Dettmers et al. 2023, arXiv:2305.14314, and 2022,
+arXiv:2208.07339), the others by torchao, a scale for each row."""
+
+Offload: TypeAlias = Literal["none", "model", "group", "sequential"]
+"""What waits in host memory until it is used: nothing, whole components, their blocks, or single layers."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +26,11 @@ class ModelOptions:
     """Read weights from pickles too, which can run any code."""
     controlnet: str | None = None
     """A folder or a hub id."""
+    quantize: Quantizer | None = None
+    """Of what predicts, and of large text encoders."""
+    offload: Offload = "none"
+    vae_tile: int | None = None
+    """canvas_px: side of the windows that the VAE works in from the start; None: whole tiles."""
 
 
 AS_PUBLISHED = ModelOptions()

@@ -19,6 +19,7 @@ from dino_ray.diffusion.checkpoint import Contents
 from dino_ray.diffusion.families import FAMILIES, Configs, Family, family_of
 from dino_ray.diffusion.families.family import class_of
 from dino_ray.diffusion.finding import INDEX, ModelRef
+from dino_ray.diffusion.weight_header import GGUF
 from dino_ray.errors import UsageError
 
 CONFIG = "config.json"
@@ -121,7 +122,15 @@ def family_and_configs(ref: ModelRef) -> tuple[Family, Configs]:
         **{part: read_json(by, folder, f"{part}/{CONFIG}") for part in family.parts},
         **({"vae": part_config(ref, "vae")} if ref.vae is not None else {}),
         "scheduler": scheduler,
+        **_kept_as(ref, family, read_json(by, folder, f"{family.core}/{CONFIG}")),
     }
+
+
+def _kept_as(ref: ModelRef, family: Family, core: Mapping[str, Any]) -> Configs:
+    """A GGUF file's model, told to be quantised as a folder's config.json would tell."""
+    if ref.kind != "file" or not ref.location.lower().endswith(GGUF):
+        return {}
+    return {family.core: {**core, "quantization_config": {"quant_method": "gguf"}}}
 
 
 def _check_same_class(ref: ModelRef, by: ModelRef, family: Family, index: Mapping[str, Any]) -> None:

@@ -41,6 +41,10 @@ class Vae(Protocol):
 
     def decode(self, latents: Tensor) -> Tensor: ...
 
+    def work_in_windows(self, side: int) -> None:
+        """Encode and decode in windows of ``side`` canvas_px, blended where they overlap by a quarter."""
+        ...
+
     def save_memory(self) -> str | None: ...
 
 
@@ -81,10 +85,14 @@ class KlVae:
         side = next((side for side in VAE_WINDOWS if side < now), None)
         if side is None:
             return None
+        self.work_in_windows(side)
+        return f"VAE tiling of {side} px"
+
+    def work_in_windows(self, side: int) -> None:
+        """Windows of ``side`` canvas_px, a multiple of four latents."""
         self.model.enable_tiling()
         self.model.tile_sample_min_size = side
         self.model.tile_latent_min_size = side // 2 ** (len(self.model.config.block_out_channels) - 1)
-        return f"VAE tiling of {side} px"
 
 
 class TinyDecoder:

@@ -520,3 +520,45 @@ def original_flux(tensors):
     for ours, theirs in (("query_norm", "norm_q"), ("key_norm", "norm_k")):
         made[f"single_blocks.0.norm.{ours}.scale"] = tensors[f"{single}attn.{theirs}.weight"]
     return made
+
+
+# Kept in less memory
+
+
+def test_a_single_file_is_quantised_and_kept_in_8_bits_as_a_folder_is(flux, tmp_path):
+    file = save(tmp_path / "x.safetensors", weights(flux, "transformer"))
+    text = loading.encode_text(str(flux), "a fox", "cpu")
+    x = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(1))
+
+    def predicted(model, dtype="float32", **options):
+        loaded = loading.load(str(model), "cpu", dtype, options=ModelOptions(**options))
+        return loaded.predict(x, 0.5, Conditioning(text=text))
+
+    plain = predicted(flux)
+    for dtype, more in (("float32", {"quantize": "torchao-int8"}), ("transformer=fp8,default=fp32", {})):
+        made = predicted(file, dtype, components=str(flux), **more)
+        assert torch.equal(made, predicted(flux, dtype, **more))
+        assert not torch.equal(made, plain)
+
+
+def test_a_gguf_is_not_quantised_again(flux, tmp_path):
+    from dino_ray.diffusion import keeping
+
+    file = save_gguf(tmp_path / "x.gguf", weights(flux, "transformer"))
+    for dtype, more, says in (
+        ("auto", {"quantize": "torchao-int8"}, "--quantize torchao-int8.*gguf"),
+        ("fp8", {}, "--dtype fp8.*gguf"),
+        ("auto", {"offload": "sequential"}, "--offload sequential.*gguf"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            keeping.check(str(file), dtype, ModelOptions(components=str(flux), **more), 1024, None)
+
+
+def test_text_encoders_in_a_single_file_are_not_quantised(sd, tmp_path, monkeypatch):
+    from dino_ray.diffusion import keeping, storage
+
+    monkeypatch.setattr(storage, "SMALL_ENCODERS", ())
+    file = save(tmp_path / "x.safetensors", original_checkpoint(sd))
+    options = ModelOptions(components=str(sd), quantize="torchao-int8")
+    with pytest.raises(UsageError, match="--quantize torchao-int8: text_encoder lies in a single file"):
+        keeping.check(str(file), "auto", options, 512, None)
