@@ -81,14 +81,9 @@ def _from_folder(files: PartFiles, kept: Kept, device: str) -> Any:
 
 def _from_file(files: PartFiles, kept: Kept, device: str) -> Any:
     assert files.config is not None
-    bitsandbytes = kept.quantize is not None and kept.package == "bitsandbytes"
-    how = dict(_quantization(files, kept, device), device=device) if bitsandbytes else {}
-    how.pop("device_map", None)
     where = (files.path, files.config, files.prefix)
-    model = single_file.load(files.library, _class(files), *where, compute_dtype(kept), **how)
-    if (
-        kept.quantize is not None and not bitsandbytes
-    ):  # diffusers would leave a single file's weights as they are
+    model = single_file.load(files.library, _class(files), *where, compute_dtype(kept))
+    if kept.quantize is not None:  # diffusers takes a single file's weights for quantised already
         from torchao.quantization import quantize_
 
         quantize_(model.to(device), _torchao(kept.quantize))

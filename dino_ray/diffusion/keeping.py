@@ -66,13 +66,24 @@ def kept(
         config = configs[part] if part in configs else model_files.part_config(ref, part)
         cls = (class_of(configs["index"], part) or ("", ""))[1]
         made[part] = storage.kept(part, role, cls, config, asked, options, device)
-        if role == "text" and made[part].quantize and model_files.in_single_file(ref, part):
-            raise UsageError(
-                f"--quantize {options.quantize}: {part} lies in a single file, and those are quantised only from a "
-                "folder; give --model a file of the transformer alone, or leave it out"
-            )
+        if made[part].quantize and model_files.in_single_file(ref, part):
+            _check_single_file(part, role, made[part])
     storage.check_offload(options, made)
     return made
+
+
+def _check_single_file(part: str, role: storage.Role, kept: Kept) -> None:
+    """Refuse to quantise what only a folder's weights can be quantised from."""
+    asked = f"--quantize {kept.quantize}: {part} lies in a single file"
+    if role == "text":
+        raise UsageError(
+            f"{asked}, whose text encoders are not quantised; give --model a file without them, or a folder"
+        )
+    if kept.package != "torchao":
+        raise UsageError(
+            f"{asked}, and {kept.package} quantises weights from a folder only; give torchao-int8 or torchao-fp8, a "
+            "GGUF file, or a folder"
+        )
 
 
 def dtypes(dtype: Dtypes | str) -> Dtypes:

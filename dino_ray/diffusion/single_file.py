@@ -17,9 +17,7 @@ _UNET_PREFIX, _LAYERS = "model.diffusion_model.", "input_blocks."
 _SCALE_LEFTOVERS = ("scaled_fp8", ".scale_input", ".input_scale", ".comfy_quant")
 
 
-def load(
-    library: str, cls: type[Any], path: Path, config: Path, prefix: str, dtype: torch.dtype, **more: Any
-) -> Any:
+def load(library: str, cls: type[Any], path: Path, config: Path, prefix: str, dtype: torch.dtype) -> Any:
     """A component, on the CPU.
 
     Parameters
@@ -36,8 +34,6 @@ def load(
         How the names of its tensors begin in the file.
     dtype : torch.dtype
         What it computes in, and is kept in but for what GGUF has quantised.
-    **more
-        For ``from_single_file``.
 
     Raises
     ------
@@ -49,7 +45,7 @@ def load(
         model = (
             _text_encoder(cls, tensors, prefix, config, dtype)
             if library == "transformers"
-            else _diffusers_model(cls, tensors, path, config, dtype, more)
+            else _diffusers_model(cls, tensors, path, config, dtype)
         )
     except NotImplementedError as error:  # torch's, of a weight that nothing has filled
         raise ValueError("its weights lack some that its configuration asks for") from error
@@ -103,20 +99,19 @@ def _diffusers_model(
     path: Path,
     config: Path,
     dtype: torch.dtype,
-    more: dict[str, Any],
 ) -> Any:
     from diffusers.utils import logging as diffusers_logging
 
     if any(name.startswith(_LAYERS) for name in tensors):
         tensors = {_UNET_PREFIX + name: value for name, value in tensors.items()}
+    more: dict[str, Any] = {}
     if path.suffix.lower() == GGUF:
         from diffusers import GGUFQuantizationConfig
 
-        more = {"quantization_config": GGUFQuantizationConfig(compute_dtype=dtype), **more}
+        more["quantization_config"] = GGUFQuantizationConfig(compute_dtype=dtype)
     before = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity(
-        logging.ERROR
-    )  # of tensors that nothing needs, such as averages of training
+    # It warns of tensors that nothing needs, such as averages of training.
+    diffusers_logging.set_verbosity(logging.ERROR)
     try:
         return cls.from_single_file(
             tensors, config=str(config), torch_dtype=dtype, local_files_only=True, **more

@@ -554,6 +554,15 @@ def test_a_gguf_is_not_quantised_again(flux, tmp_path):
             keeping.check(str(file), dtype, ModelOptions(components=str(flux), **more), 1024, None)
 
 
+def test_what_is_quantised_from_a_folder_only_is_said_before_loading(flux, tmp_path):
+    from dino_ray.diffusion import keeping
+
+    options = ModelOptions(components=str(flux), quantize="nf4")
+    file = save(tmp_path / "x.safetensors", weights(flux, "transformer"))
+    with pytest.raises(UsageError, match=r"--quantize nf4.*bitsandbytes.*torchao-int8"):
+        keeping.check(str(file), "auto", options, 1024, None)
+
+
 def test_text_encoders_in_a_single_file_are_not_quantised(sd, tmp_path, monkeypatch):
     from dino_ray.diffusion import keeping, storage
 
