@@ -221,18 +221,21 @@ def doctor(address: str) -> int:
 
 
 @main.command()
+@click.option("--json", "as_json", is_flag=True, help="As a JSON list.")
 @command
-def models() -> None:
+def models(as_json: bool) -> None:
     """List the models that can be named, and what each needs."""
-    from dino_ray.diffusion.catalogue import KNOWN
+    from dino_ray.models import MORE, NOTE, rows, table
 
-    for known in KNOWN:
-        click.echo(
-            f"{known.alias:14}{known.repo or ''}\n{'':14}needs {known.needs}\n{'':14}licence: {known.licence}\n"
-        )
-    click.echo(
-        "--model also takes a diffusers folder, a .safetensors or GGUF file, or a hub id of a model of these families."
-    )
+    listed = rows()
+    if as_json:
+        click.echo(json.dumps([row.to_dict() for row in listed], indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print(table(listed, console.width))
+    console.print(f"\n{NOTE}\n{MORE}", markup=False)
 
 
 def _introduce(settings: Settings) -> None:

@@ -33,6 +33,11 @@ def _on_or_off(value: Any) -> Any:
     return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
 
+def _fit(value: Any) -> Any:
+    """YAML takes a bare off for a truth value."""
+    return "off" if value is False else value
+
+
 Wrap = Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)]
 ColorLock = Annotated[Literal["wavelet", "adain", "off"], BeforeValidator(_on_or_off)]
 Depth = Annotated[Literal[8, 16], BeforeValidator(_number)]
@@ -259,6 +264,13 @@ class UpscaleConfig(BaseModel):
         description="Side of the windows that the VAE works in, in pixels of the result, to need less memory. Default: "
         "whole tiles, until memory runs out.",
     )
+    fit: Annotated[
+        str, BeforeValidator(_fit), Field(pattern=r"^(auto|off|\d+(\.\d+)?\s*([GMgm][Ii]?[Bb]?))$")
+    ] = Field(
+        default="auto",
+        description="Settles what --dtype, --quantize, --offload and --vae-tile leave open, so that a model fits a "
+        "GPU's memory, with the least harm: that which is free here, or as much as is named, such as 24GB.",
+    )
     workers: Annotated[
         Workers, BeforeValidator(Workers.parse), PlainSerializer(lambda workers: workers.plain)
     ] = Field(
@@ -395,6 +407,8 @@ def _first_fault(error: ValidationError, where: str) -> str:
     if name == "dtype":
         reason = fault["msg"].removeprefix("Value error, ")
         return f"{prefix}{option} {fault['input']}: {reason}; give {Dtypes.SYNTAX}"
+    if name == "fit":
+        return f"{prefix}{option} must be auto, off or a size such as 24GB, not {fault['input']!r}"
     if fault["type"] == "string_too_short":
         return f"{prefix}{option} must not be empty"
     message = fault["msg"].removeprefix("Input should be ").split(", unable")[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -56,7 +56,7 @@ MODEL_OPTIONS = (
     ),
     *("adaptive", "verify", "consistency", "color_lock", "seed", "dtype", "batch"),
     *("components", "vae", "allow_pickle"),
-    *("quantize", "offload", "vae_tile"),
+    *("quantize", "offload", "vae_tile", "fit"),
 )
 """Options that only a diffusion model can honour."""
 
@@ -109,6 +109,12 @@ class Settings:
     """What the replicas load: ``--model`` as it was found here, an absolute path or a hub id."""
     dtype: Dtypes
     model_options: ModelOptions
+    fit: str | None
+    """What was decided of how the model is kept, and why; None: nothing was."""
+    gpu_bytes: Mapping[str, float]
+    """That a GPU is to have for a ``replica``, and for the ``text`` encoders on one of them; empty: not known."""
+    host_bytes: float | None
+    """That a replica on a CPU takes; None: not known."""
     batch: int
     """Tiles that a replica refines at once; 1 without a model."""
 
@@ -117,6 +123,20 @@ class Settings:
     export: ExportOptions
     shared: bool
     """Every node of the cluster sees the job directory under the same name."""
+
+    @property
+    def fitted(self) -> dict[str, Any]:
+        """What ``--fit`` has settled, as options; empty where it has not."""
+        if self.fit is None:
+            return {}
+        kept = self.model_options
+        return {
+            "fit": "off",
+            "dtype": str(self.dtype),
+            "quantize": kept.quantize,
+            "offload": kept.offload,
+            "vae_tile": kept.vae_tile,
+        }
 
     def layout(self, info: SourceInfo) -> tuple[Scaling, Grid]:
         """Canvas and tiles for a source.
@@ -171,8 +191,13 @@ def _is_panorama(info: SourceInfo) -> bool:
     return found is not None and found.closes
 
 
-def resolve(config: UpscaleConfig) -> Settings:
+def resolve(config: UpscaleConfig, *, planning: bool = False) -> Settings:
     """Settle a config against what its model can do.
+
+    Parameters
+    ----------
+    planning
+        Nothing is to run here: ``--fit 24GB`` may speak of another machine, which has what this one lacks.
 
     Raises
     ------
@@ -184,6 +209,7 @@ def resolve(config: UpscaleConfig) -> Settings:
         raise UsageError("--shared: says that every node sees the job directory; name it with --job-dir")
     if config.model == NO_MODEL:
         return _without_model(config)
+    from dino_ray import fitting
     from dino_ray.diffusion import keeping, loading
 
     options = _model_options(config)
@@ -218,9 +244,16 @@ def resolve(config: UpscaleConfig) -> Settings:
             "give that or less"
         )
     # A cluster's machines are others, and judge for themselves.
-    here = config.device if config.address in ("none", "local") else None
+    elsewhere = config.address not in ("none", "local") or (planning and config.fit not in ("auto", "off"))
+    here = None if elsewhere else config.device
     keeping.check(place, config.dtype, options, tile, here)
     dino, strength = _dino(config, model, denoise)
+    sketch = loading.find_sketch(place, options) if strength > 0 else None
+    job = fitting.Job(tile, config.batch, sketch, dino, strength)
+    kept = fitting.Kept(config.dtype, options)
+    if denoise > 0:
+        kept = fitting.settle(config, model, job, options, planning=planning)
+        keeping.check(place, kept.dtype, kept.options, tile, here)
     half = tile // model.pixel_multiple // 2 * model.pixel_multiple  # the most that the plan allows
     overlap = config.overlap if config.overlap is not None else min(model.overlap, half)
     settings = Settings(
@@ -244,7 +277,7 @@ def resolve(config: UpscaleConfig) -> Settings:
         dino=dino,
         dino_tokens=model.dino_dim is not None,
         dino_strength=strength,
-        sketch=loading.find_sketch(place, options) if strength > 0 else None,
+        sketch=sketch,
         dino_adapter=config.dino_adapter and os.path.abspath(os.path.expanduser(config.dino_adapter)),
         adaptive=config.adaptive if denoise > 0 else 0.0,
         verify=config.verify is not False and denoise > 0,
@@ -252,8 +285,11 @@ def resolve(config: UpscaleConfig) -> Settings:
         color_lock=config.color_lock if denoise > 0 else "off",
         seed=config.seed,
         model_place=place,
-        dtype=config.dtype,
-        model_options=options,
+        dtype=kept.dtype,
+        model_options=kept.options,
+        fit=kept.said,
+        gpu_bytes=kept.gpu_bytes,
+        host_bytes=kept.host_bytes,
         batch=config.batch,
         **_around(config),
     )
@@ -328,6 +364,9 @@ def _without_model(config: UpscaleConfig) -> Settings:
         model_place=NO_MODEL,
         dtype=config.dtype,
         model_options=AS_PUBLISHED,
+        fit=None,
+        gpu_bytes={},
+        host_bytes=None,
         batch=1,
         **_around(config),
     )

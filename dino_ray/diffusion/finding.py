@@ -173,6 +173,4 @@ def at_path(path: Path, option: str = "--model") -> ModelRef:
 
 
 def _licence(repo: str) -> str:
-    """A licence's name, of what the catalogue says of it."""
-    said = next((known.licence for known in KNOWN if known.repo == repo), "")
-    return said.partition(":")[0].partition(";")[0]
+    return next((known.licence for known in KNOWN if known.repo == repo), "")

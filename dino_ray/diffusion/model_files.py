@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from dino_ray import hub
+from dino_ray.diffusion import published
 from dino_ray.diffusion.families import Family, family_of
 from dino_ray.diffusion.families.family import class_of
 from dino_ray.diffusion.finding import INDEX, ModelRef, resolve
@@ -109,6 +110,10 @@ def fetch(ref: ModelRef, parts: Iterable[str]) -> Mapping[str, Found]:
                     source_ref.allow_pickle,
                 )
             continue
+        if published.holds(source_ref.location):
+            raise UsageError(
+                f"{source_ref.asked}: holds configuration files alone, for plans; give {source_ref.name}"
+            )
         pickled = _pickled(source_ref, wanted) if source_ref.allow_pickle else frozenset[str]()
         root = Path(source_ref.location)
         if source_ref.kind == "hub":
@@ -170,6 +175,8 @@ def check_weights(ref: ModelRef, components: Iterable[str]) -> None:
         if source_ref.kind == "file":
             _check_file(ref, source_ref, wanted)
             continue
+        if published.holds(source_ref.location):
+            continue  # it stands in for a model whose weights are not here yet
         files = _files(source_ref, wanted)
         for part, source in wanted.items():
             own = {name for name in files if str(PurePosixPath(name).parent) == (source.folder or ".")}
@@ -204,6 +211,8 @@ def check_tokenizers(ref: ModelRef, parts: Iterable[str]) -> None:
     if ref.kind != "file" or not (wanted := list(parts)):
         return
     other = companion(ref)
+    if published.holds(other.location):
+        return
     if other.kind == "folder":
         missing = [part for part in wanted if not is_whole(Path(other.location) / part)]
     else:
@@ -302,8 +311,8 @@ def find_tiny_vae(ref: ModelRef, family: Family) -> str | None:
     own = Path(ref.location) / "tiny_vae"
     if ref.kind == "folder" and own.is_dir():
         return str(own)
-    if family.tiny_vae is None:
-        return None
+    if family.tiny_vae is None or published.holds(ref.location):
+        return family.tiny_vae
     try:
         _tiny_vae(family.tiny_vae, cached=ref.kind != "hub")
     except DinoRayError:

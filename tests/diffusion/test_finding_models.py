@@ -296,7 +296,7 @@ def test_a_gated_model_says_which_licence_to_accept_and_where(monkeypatch):
     with pytest.raises(UsageError) as caught:
         loading.describe("flux-dev")
     text = str(caught.value)
-    assert "non-commercial licence" in text
+    assert "FLUX.1 [dev] Non-Commercial License" in text
     assert "https://huggingface.co/black-forest-labs/FLUX.1-dev" in text
     assert text.count("hf auth login") == 1
 

@@ -89,7 +89,7 @@ def test_an_empty_file_is_refused(tmp_path):
 
 def test_the_catalogue_has_every_alias_and_what_ships():
     assert {model.alias for model in loading.KNOWN} == {*loading.ALIASES, "bundled", "none"}
-    assert all(model.needs and model.licence for model in loading.KNOWN)
+    assert all(model.licence for model in loading.KNOWN)
     assert all(hub.REPO_ID.fullmatch(repo) for repo in loading.ALIASES.values())
 
 

@@ -1,7 +1,7 @@
 """Configuration files of published models, laid out as diffusers saves a pipeline, without weights and tokenizers.
 
-By them a model is described, and its memory counted, before any of it is downloaded. They state facts of the models that
-are named in the catalogue; a test builds each component from its file and counts its parameters.
+By them a model is described, and its memory counted, before any of it is downloaded. They state facts of models that
+the catalogue names; a test builds components from them and counts their parameters.
 """
 
 from __future__ import annotations
@@ -15,6 +15,11 @@ def folder(name: str) -> Path | None:
     """The folder with the configuration files of a model of the catalogue; None where there are none."""
     found = _ROOT / name
     return found if name and (found / "model_index.json").is_file() else None
+
+
+def holds(location: str) -> bool:
+    """Whether a model's folder is one of these: it has no weights."""
+    return Path(location).parent == _ROOT
 
 
 def names() -> tuple[str, ...]:

@@ -1,0 +1,55 @@
+"""How much of a GPU's memory is free, found out in a process of its own: run as a program, it answers in JSON.
+
+Of its own, because asking takes half a gigabyte of that memory until the process ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+
+DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+"""Devices that Linux has where torch may find a GPU: NVIDIA's, AMD's, and either one's under WSL."""
+
+PATIENCE_S = 60.0
+"""For importing torch and starting CUDA."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The one that a process gets first."""
+
+    name: str
+    free: int
+    """Bytes."""
+
+
+def look() -> Gpu | None:
+    """The GPU of this machine with the least free memory: any of them may become a replica's. None: there is none."""
+    if sys.platform.startswith("linux") and not any(map(os.path.exists, DRIVERS)):
+        return None
+    command = [sys.executable, "-m", __name__]
+    try:
+        made = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
+        found = json.loads(made.stdout.splitlines()[-1])
+    except (subprocess.SubprocessError, OSError, ValueError, IndexError):
+        return None  # what is wrong with it is doctor's to say
+    return Gpu(**found) if found else None
+
+
+def ask() -> dict[str, object] | None:
+    """As ``look``, from within the process that is to end."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    free = {device: torch.cuda.mem_get_info(device)[0] for device in range(torch.cuda.device_count())}
+    least = min(free, key=lambda device: free[device])
+    return {"name": torch.cuda.get_device_name(least), "free": free[least]}
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(ask()))
