@@ -271,6 +271,23 @@ class UpscaleConfig(BaseModel):
         description="Settles what --dtype, --quantize, --offload and --vae-tile leave open, so that a model fits a "
         "GPU's memory, with the least harm: that which is free here, or as much as is named, such as 24GB.",
     )
+    compile: bool = Field(
+        default=False,
+        description="Compile the model's blocks before the first tile: minutes once, kept for later runs; then each "
+        "step takes less.",
+    )
+    attention: Literal["auto", "sdpa", "math", "cudnn", "flash", "flash3", "sage", "xformers"] = Field(
+        default="auto",
+        description="What computes the model's attention: torch (sdpa; math, the plain formula; cudnn) or a package "
+        "that is installed. auto: as torch sees fit.",
+    )
+    step_cache: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Skip most of a step where the model's first block changed by less than this since the last: 0.1 "
+        "saves about half of 8 steps and more, and costs some detail; 0 is off. For FLUX.1.",
+    )
     workers: Annotated[
         Workers, BeforeValidator(Workers.parse), PlainSerializer(lambda workers: workers.plain)
     ] = Field(

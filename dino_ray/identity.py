@@ -43,7 +43,10 @@ _SETTLED = (
     ),
 )
 """Options as ``resolve`` has settled them."""
-_GIVEN = ("model", "controlnet", "threads", "page", "to_srgb")
+_GIVEN = (
+    *("model", "controlnet", "compile", "attention", "step_cache"),
+    *("threads", "page", "to_srgb"),
+)
 """Options as they were given."""
 
 _OF_MODEL = ("components", "vae")

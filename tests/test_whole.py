@@ -152,9 +152,9 @@ def test_a_single_file_found_by_its_name_runs_through_the_whole_command(
     monkeypatch.setenv("DINO_RAY_MODELS", str(tmp_path / "models"))
     source, output, report = tmp_path / "in.png", tmp_path / "out.png", tmp_path / "r.json"
     PIL.Image.fromarray(data.astronaut()[:40, :40]).save(source)
-    args = ["upscale", source, "-o", output, "--model", "tune", "--components", folder, "--denoise", "0.6", "--steps", "1",
-            "--tile", "64", "--overlap", "16", "--base", "lanczos", "--address", "none", "--dino-strength", "0",
-            "--adaptive", "0", "--no-verify", "--report", report]  # fmt: skip
+    args = ["upscale", source, "-o", output, "--model", "tune", "--components", folder, "--denoise", "0.6",
+            "--steps", "1", "--tile", "64", "--overlap", "16", "--base", "lanczos", "--address", "none",
+            "--dino-strength", "0", "--adaptive", "0", "--no-verify", "--report", report]  # fmt: skip
     result = CliRunner().invoke(main, [str(arg) for arg in args])
     assert result.exit_code == 0, result.output
     said = json.loads(report.read_text())

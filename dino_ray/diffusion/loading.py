@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dino_ray.diffusion import adapter_file, controlnet_files, keeping, model_files, storage
+from dino_ray.diffusion import adapter_file, controlnet_files, keeping, model_files, speed, storage
 from dino_ray.diffusion.catalogue import ALIASES, KNOWN, KnownModel
 from dino_ray.diffusion.denoiser import Denoiser, Description, Embeddings
 from dino_ray.diffusion.device import pick_device
@@ -69,8 +69,10 @@ def describe(model: str, adapter: str | None = None, options: ModelOptions = AS_
         from dino_ray.diffusion import bundled
 
         description = bundled.describe(_bundled_folder(ref))
+        speed.check_model(ref.name, None, options, adapter=adapter is not None)
     else:
         family, configs = model_files.family_and_configs(ref)
+        speed.check_model(ref.name, family, options, adapter=adapter is not None)
         description = family.describe(ref.name, configs)
         model_files.check_weights(ref, (*family.parts, *family.text_parts(configs["index"])))
         model_files.check_tokenizers(ref, _named(family.tokenizers, configs))
@@ -212,10 +214,16 @@ def _load(ref: ModelRef, device: str, dtypes: Dtypes, sketch: str | None, option
             found, kept["controlnet"], offload.loaded_to(kept["controlnet"], device, options.offload)
         )
         description = replace(description, takes_control=True)
+    if device.startswith("cuda"):
+        for model in models.values():
+            speed.lay_out_convolutions(model)
     places = {part: Place(torch.device(device), components.compute_dtype(kept[part])) for part in models}
     denoiser = _module(family).build(Loaded(models, places), configs, description)
     if options.vae_tile is not None:
         denoiser.work_in_windows(options.vae_tile)
+    # Not before: a family may give its network other ways to attend.
+    precision = str(places[family.core].dtype).removeprefix("torch.")
+    speed.accelerate(models[family.core], options, device, precision)
     offload.apply(models, family.core, device, options.offload)
     return denoiser
 

@@ -24,6 +24,12 @@ class ModelOptions:
     """A file, folder or hub id whose VAE takes the place of the model's."""
     allow_pickle: bool = False
     """Read weights from pickles too, which can run any code."""
+    compile: bool = False
+    """The blocks of the network that predicts are compiled."""
+    attention: str = "auto"
+    """Which kernels compute its attention: one of ``speed.KERNELS``; ``auto``: torch's own choice."""
+    step_cache: float = 0.0
+    """How far the first block's answer may change, in its own size, for a step to take the others' over; 0: never."""
     controlnet: str | None = None
     """A folder or a hub id."""
     quantize: Quantizer | None = None

@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -54,6 +55,9 @@ class Shade:
 
     def noised(self, latents: Tensor, noise: Tensor, sigma: float) -> Tensor:
         return latents + 0.05 * sigma * noise
+
+    def sampling(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def predict(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         return 0.9 * x

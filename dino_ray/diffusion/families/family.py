@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from dino_ray.diffusion.denoiser import Description
 
@@ -45,6 +45,11 @@ class Family:
     """Name of the module that knows torch."""
     describe: Callable[[str, Configs], Description] = field(repr=False)
     """A model's name and its configs to its description; raises ``UsageError`` where they are of another kind."""
+    attention: Literal["own", "masked", "plain"] = "own"
+    """``own``: in a way that can't be given to another kernel; ``masked``: by diffusers' dispatcher, with a mask;
+    ``plain``: by the dispatcher, with none."""
+    step_cache: bool = False
+    """diffusers' first-block cache works with its blocks."""
     optional: frozenset[str] = frozenset()
     """Those of ``text`` that a model may do without, where its index leaves them empty."""
     controlnet: str | None = None

@@ -117,6 +117,7 @@ FAMILY = Family(
     text=("text_encoder",),
     tokenizers=("tokenizer",),
     module="dino_ray.diffusion.families.flux2",
+    attention="plain",
     describe=describe,
 )
 """The tiny decoder of its latents that is to be had, madebyollin/taef2, is no ``AutoencoderTiny``."""

@@ -123,6 +123,8 @@ FAMILY = Family(
     tokenizers=("tokenizer", "tokenizer_2"),
     module="dino_ray.diffusion.families.flux",
     describe=describe,
+    attention="plain",
+    step_cache=True,
     controlnet="FluxControlNetModel",
     tiny_vae="madebyollin/taef1",
 )
