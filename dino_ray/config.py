@@ -69,7 +69,23 @@ class UpscaleConfig(BaseModel):
         default="bundled",
         min_length=1,
         description="Who refines the tiles: bundled, none (the base alone), an alias such as flux-schnell, "
-        "a hub id, or a folder of a FLUX.1 model.",
+        "a hub id with @revision or without, a diffusers folder, or a .safetensors or GGUF file; names of files and "
+        "folders are also looked for in DINO_RAY_MODELS, in the Hugging Face cache and in COMFYUI_PATH.",
+    )
+    components: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Model that has what a single file given as --model lacks: VAE, text encoders, tokenizers, "
+        "configuration. An alias, a hub id or a diffusers folder. Default: the published model of the file's kind.",
+    )
+    vae: str | None = Field(
+        default=None,
+        min_length=1,
+        description="File, folder or hub id of a VAE to use instead of the model's own. Default: the model's own.",
+    )
+    allow_pickle: bool = Field(
+        default=False,
+        description="Read weights from .ckpt, .pt, .pth and .bin files too: such a file can run any code.",
     )
     base: Literal["auto", "net", "lanczos"] = Field(
         default="auto",

@@ -13,11 +13,12 @@ from dino_ray.config import UpscaleConfig
 from dino_ray.diffusion import fit, storage
 from dino_ray.diffusion.dtypes import AUTO, FP8, Dtypes
 from dino_ray.diffusion.footprint import weight_bytes
-from dino_ray.diffusion.model_options import ModelOptions
+from dino_ray.diffusion.model_options import ModelOptions, Quantizer
 from dino_ray.errors import UsageError
 
 if TYPE_CHECKING:
     from dino_ray.diffusion.denoiser import Description
+    from dino_ray.diffusion.model_files import ModelRef
     from dino_ray.diffusion.sizing import Sizes
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ def settle(
         return kept
     from dino_ray.diffusion import model_files, sizing
 
-    ref = model_files.resolve(config.model)
+    ref = model_files.resolve(config.model, given)
     machine, why_not = _machine(config)
     if machine is None and not planning and not sizing.is_known(ref):
         return kept  # nothing is to be decided, and counting takes seconds
@@ -104,6 +105,8 @@ def settle(
                 "--fit auto: %s, so the model is kept as it is; --fit 24GB names the memory of one", why_not
             )
         return kept
+    able = [how for how in machine.quantizers if _can_be_quantised(ref, found, how)]
+    machine = replace(machine, quantizers=able)
     asked = _asked(config, given, found)
     if not list(fit.ways(wanted, machine, asked)):
         return kept  # all is settled
@@ -159,6 +162,16 @@ def demand(found: Sizes, model: Description, job: Job, dtype: Dtypes) -> fit.Dem
         beside=beside,
         guides_by_vae=guides and job.sketch is None,
     )
+
+
+def _can_be_quantised(ref: ModelRef, found: Sizes, how: Quantizer) -> bool:
+    """Whether `keeping` would let a model be, of which some or all may lie in a single file."""
+    from dino_ray.diffusion import model_files
+
+    large = [part for part, each in found.text.items() if each.cls not in storage.SMALL_ENCODERS]
+    if any(model_files.in_single_file(ref, part) for part in large):
+        return False
+    return storage.PACKAGES[how] == "torchao" or not model_files.in_single_file(ref, found.family.core)
 
 
 TINY_BYTES = 1400

@@ -99,7 +99,7 @@ def _rows(known: KnownModel) -> Iterator[Row]:
         memory_gb={name: _gb(fit.replica_needs(wanted, way) + fit.RESERVE) for name, way in WAYS.items()},
         text_gb=_gb(fit.text_needs(wanted, Way())),
         download_gb=_gb(presence.download_bytes(known, found)),
-        here=presence.is_here(known.repo),
+        here=model_files.is_present(known.repo),
     )
 
 
@@ -147,7 +147,7 @@ NOTE = (
     "what it picked."
 )
 
-MORE = "--model also takes a folder with model_index.json, or any hub id of a model of these families."
+MORE = "--model also takes a diffusers folder, a .safetensors or GGUF file, or a hub id of a model of these families."
 
 
 def _cells(row: Row) -> list[str]:

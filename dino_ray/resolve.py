@@ -55,6 +55,7 @@ MODEL_OPTIONS = (
         "dino_adapter",
     ),
     *("adaptive", "verify", "consistency", "color_lock", "seed", "dtype", "batch"),
+    *("components", "vae", "allow_pickle"),
     *("quantize", "offload", "vae_tile", "fit"),
     *("compile", "attention", "step_cache"),
 )
@@ -105,6 +106,8 @@ class Settings:
     consistency: float
     color_lock: Literal["wavelet", "adain", "off"]
     seed: int
+    model_place: str
+    """What the replicas load: ``--model`` as it was found here, an absolute path or a hub id."""
     dtype: Dtypes
     model_options: ModelOptions
     fit: str | None
@@ -211,7 +214,8 @@ def resolve(config: UpscaleConfig, *, planning: bool = False) -> Settings:
     from dino_ray.diffusion import keeping, loading
 
     options = _model_options(config)
-    model = loading.describe(config.model, config.dino_adapter, options)
+    place = loading.located(config.model)
+    model = loading.describe(place, config.dino_adapter, options)
     if options.controlnet is not None and not model.takes_control:
         raise UsageError(f"--controlnet: the model {model.name} takes none; leave it out")
     base: Literal["net", "lanczos"] = "lanczos" if config.base == "lanczos" else "net"
@@ -241,15 +245,17 @@ def resolve(config: UpscaleConfig, *, planning: bool = False) -> Settings:
             f"--tile {tile}: the model {model.name} knows positions for {model.largest_tile} px at most; "
             "give that or less"
         )
-    dino, strength = _dino(config, model, denoise)
-    sketch = loading.find_sketch(config.model, options) if strength > 0 else None
-    kept = fitting.Kept(config.dtype, options)
-    if denoise > 0:
-        job = fitting.Job(tile, config.batch, sketch, dino, strength)
-        kept = fitting.settle(config, model, job, options, planning=planning)
     # A cluster's machines are others, and judge for themselves.
     elsewhere = config.address not in ("none", "local") or (planning and config.fit not in ("auto", "off"))
-    keeping.check(config.model, kept.dtype, kept.options, tile, None if elsewhere else config.device)
+    here = None if elsewhere else config.device
+    keeping.check(place, config.dtype, options, tile, here)
+    dino, strength = _dino(config, model, denoise)
+    sketch = loading.find_sketch(place, options) if strength > 0 else None
+    job = fitting.Job(tile, config.batch, sketch, dino, strength)
+    kept = fitting.Kept(config.dtype, options)
+    if denoise > 0:
+        kept = fitting.settle(config, model, job, options, planning=planning)
+        keeping.check(place, kept.dtype, kept.options, tile, here)
     half = tile // model.pixel_multiple // 2 * model.pixel_multiple  # the most that the plan allows
     overlap = config.overlap if config.overlap is not None else min(model.overlap, half)
     settings = Settings(
@@ -280,6 +286,7 @@ def resolve(config: UpscaleConfig, *, planning: bool = False) -> Settings:
         consistency=_consistency(config) if denoise > 0 else 0.0,
         color_lock=config.color_lock if denoise > 0 else "off",
         seed=config.seed,
+        model_place=place,
         dtype=kept.dtype,
         model_options=kept.options,
         fit=kept.said,
@@ -378,6 +385,7 @@ def _without_model(config: UpscaleConfig) -> Settings:
         consistency=0.0,
         color_lock="off",
         seed=0,
+        model_place=NO_MODEL,
         dtype=config.dtype,
         model_options=AS_PUBLISHED,
         fit=None,
@@ -426,6 +434,9 @@ def _check_placement(config: UpscaleConfig) -> None:
 
 
 def _model_options(config: UpscaleConfig) -> ModelOptions:
+    """What is to be done with the model; names as they mean the same on every machine that sees the same files."""
+    from dino_ray.diffusion import loading
+
     if config.controlnet is None:
         _refuse(config, CONTROL_OPTIONS, "has nothing to act on without --controlnet; leave it out")
     elif config.control_scale == 0:
@@ -434,7 +445,14 @@ def _model_options(config: UpscaleConfig) -> ModelOptions:
         raise UsageError(
             f"--control-end {config.control_end:g}: must lie after --control-start {config.control_start:g}"
         )
+    located = {
+        name: loading.located(value, option_name(name))
+        for name in ("components", "vae")
+        if (value := getattr(config, name)) is not None
+    }
     return ModelOptions(
+        **located,
+        allow_pickle=config.allow_pickle,
         controlnet=config.controlnet,
         quantize=config.quantize,
         offload=config.offload,

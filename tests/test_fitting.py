@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
+from single_files import header_only
 from tiny import make_tiny_flux
 
 from dino_ray import fitting
@@ -246,3 +247,22 @@ def test_configuration_files_alone_are_not_run(photo: Path, tmp_path: Path) -> N
                     "--dino", "bundled")  # fmt: skip
     assert done.exit_code != 0
     assert "configuration files alone" in done.output
+
+
+def test_a_single_file_is_quantised_only_in_ways_that_it_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = {"img_in.weight": (3072, 64), "double_blocks.0.img_attn.norm.key_norm.scale": (128,)}
+    file = header_only(tmp_path / "flux.safetensors", {**shapes, "guidance_in.in_layer.bias": (3072,)})
+
+    def chosen(fit: str, **model: str) -> str | None:
+        return settled(fit=fit, **model).model_options.quantize
+
+    alone = {"model": str(file), "components": FLUX}
+    for installed, of_folder, of_file in (
+        (("nf4", "int8", "torchao-int8"), "torchao-int8", "torchao-int8"),
+        (("nf4", "int8"), "int8", None),
+    ):
+        monkeypatch.setattr(fitting.storage, "quantizers", lambda here=installed: dict.fromkeys(here, True))
+        assert (chosen("24GB"), chosen("24GB", **alone)) == (of_folder, of_file)
+        assert (chosen("14GB"), chosen("14GB", **alone)) == ("nf4", None)

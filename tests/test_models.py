@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from dino_ray import models
 from dino_ray.cli import main
-from dino_ray.diffusion import families, presence, published
+from dino_ray.diffusion import families, model_files, presence, published
 from dino_ray.diffusion.catalogue import ALIASES, KNOWN
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "models.md"
@@ -71,15 +71,21 @@ def test_a_model_is_here_once_all_its_weights_are(tmp_path: Path, monkeypatch: p
     (snapshot.parents[1] / "refs" / "main").write_text("abc")
     folder = published.folder("sd15")
     assert folder is not None
-    assert not presence.is_here(repo)
+    assert not model_files.is_present(repo)
     snapshot.mkdir(parents=True)
     (snapshot / "model_index.json").write_text((folder / "model_index.json").read_text())
-    for part in ("unet", "vae", "text_encoder"):
-        assert not presence.is_here(repo)
+    files = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+    for part, name in files.items():
+        assert not model_files.is_present(repo)
         assert presence.absent("sd15") is not None
         (snapshot / part).mkdir()
-        (snapshot / part / "model.safetensors").touch()
-    assert presence.is_here(repo)
+        (snapshot / part / f"{name}.safetensors").touch()
+        (snapshot / part / "config.json").touch()
+    assert not model_files.is_present(repo)
+    (snapshot / "tokenizer").mkdir()
+    for name in ("vocab.json", "merges.txt"):
+        (snapshot / "tokenizer" / name).touch()
+    assert model_files.is_present(repo)
     assert presence.absent("sd15") is None
     assert [row.here for row in models.rows() if row.alias == "sd15"] == [True]
 

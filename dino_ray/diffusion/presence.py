@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,22 +13,6 @@ from dino_ray.diffusion.sizing import Sizes, sizes
 def known(model: str) -> KnownModel | None:
     """The model of the catalogue that an alias or a hub id names."""
     return next((each for each in KNOWN if each.repo is not None and model in (each.alias, each.repo)), None)
-
-
-def is_here(repo: str) -> bool:
-    """Whether the Hugging Face cache holds weights of all components of a model; asks no network."""
-    import huggingface_hub
-
-    index = huggingface_hub.try_to_load_from_cache(repo, "model_index.json")
-    if not isinstance(index, str):
-        return False
-    named = json.loads(Path(index).read_text(encoding="utf-8"))
-    parts = [part for part, cls in named.items() if isinstance(cls, list) and _has_weights(part, cls)]
-    return all(any((Path(index).parent / part).glob("*.safetensors")) for part in parts)
-
-
-def _has_weights(part: str, cls: list[object]) -> bool:
-    return cls[0] is not None and part.startswith(("transformer", "unet", "vae", "text_encoder"))
 
 
 @dataclass(frozen=True)
@@ -45,7 +28,7 @@ class Absent:
 def absent(model: str) -> Absent | None:
     """What is known of a model of the catalogue that is not here; None: it is here, or is none of them."""
     found = known(model)
-    if found is None or found.repo is None or is_here(found.repo):
+    if found is None or found.repo is None or model_files.is_present(found.repo):
         return None
     folder = published.folder(found.alias)
     if folder is None:
