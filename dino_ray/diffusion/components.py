@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from dino_ray.diffusion import offload
+from dino_ray.diffusion import offload, single_file, storage
 from dino_ray.diffusion.denoiser import Description
 from dino_ray.diffusion.dtypes import TORCH
-from dino_ray.diffusion.model_options import Offload
+from dino_ray.diffusion.model_options import Offload, Quantizer
 from dino_ray.diffusion.storage import Kept
 from dino_ray.errors import JobError
 
@@ -33,7 +33,13 @@ class PartFiles:
     cls: str
     """Its class there."""
     path: Path
-    """Its folder."""
+    """Its folder, or a single file of weights."""
+    config: Path | None = None
+    """Of a single file: the folder with its config.json."""
+    prefix: str = ""
+    """Of a single file: how the names of its tensors begin there."""
+    pickled: bool = False
+    """Its weights are pickles, and allowed to be."""
 
 
 CASTS_BY_ITS_WEIGHT = "wo"
@@ -50,21 +56,38 @@ def load_model(files: PartFiles, kept: Kept, device: str) -> Any:
     JobError
         Where its weights are damaged or do not fit their config.
     """
-    named = {"diffusers": "torch_dtype", "transformers": "dtype"}[files.library]
     with _explained(files.path):
-        model, info = _class(files).from_pretrained(
-            files.path,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            **{named: compute_dtype(kept)},
-            **_quantization(files, kept, device),
-        )
-        if missing := sorted(info["missing_keys"]):  # or else they would stay random
-            raise ValueError(f"its weights lack {missing[0]}")
+        model = (_from_folder if files.config is None else _from_file)(files, kept, device)
         if kept.fp8:
             _cast_layerwise(model, compute_dtype(kept))
-        return model if kept.package and device != "cpu" else model.to(device)  # the former is there
+        there = kept.package in storage.QUANTIZED_IN_PLACE and device != "cpu"
+        return model if there else model.to(device)
+
+
+def _from_folder(files: PartFiles, kept: Kept, device: str) -> Any:
+    named = {"diffusers": "torch_dtype", "transformers": "dtype"}[files.library]
+    model, info = _class(files).from_pretrained(
+        files.path,
+        use_safetensors=not files.pickled,
+        local_files_only=True,
+        output_loading_info=True,
+        **{named: compute_dtype(kept)},
+        **_quantization(files, kept, device),
+    )
+    if missing := sorted(info["missing_keys"]):  # or else they would stay random
+        raise ValueError(f"its weights lack {missing[0]}")
+    return model
+
+
+def _from_file(files: PartFiles, kept: Kept, device: str) -> Any:
+    assert files.config is not None
+    where = (files.path, files.config, files.prefix)
+    model = single_file.load(files.library, _class(files), *where, compute_dtype(kept))
+    if kept.quantize is not None:  # diffusers takes a single file's weights for quantised already
+        from torchao.quantization import quantize_
+
+        quantize_(model.to(device), _torchao(kept.quantize))
+    return model
 
 
 def compute_dtype(kept: Kept) -> torch.dtype:
@@ -89,7 +112,8 @@ def _cast_layerwise(model: Any, compute: torch.dtype) -> None:
 
 def _quantization(files: PartFiles, kept: Kept, device: str) -> Mapping[str, Any]:
     """What ``from_pretrained`` is told of weights that are quantised, or are to be."""
-    there = {"device_map": {"": device}} if kept.package and device != "cpu" else {}
+    in_place = kept.package in storage.QUANTIZED_IN_PLACE
+    there = {"device_map": {"": device}} if in_place and device != "cpu" else {}
     if kept.quantize is None:
         return there
     library: Any = importlib.import_module(files.library)
@@ -100,11 +124,15 @@ def _quantization(files: PartFiles, kept: Kept, device: str) -> Mapping[str, Any
     elif kept.quantize == "int8":
         config = library.BitsAndBytesConfig(load_in_8bit=True)
     else:
-        from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
-
-        by_name = {"torchao-int8": Int8WeightOnlyConfig, "torchao-fp8": Float8WeightOnlyConfig}
-        config = library.TorchAoConfig(by_name[kept.quantize]())
+        config = library.TorchAoConfig(_torchao(kept.quantize))
     return {"quantization_config": config, **there}
+
+
+def _torchao(how: Quantizer) -> Any:
+    from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
+
+    by_name = {"torchao-int8": Int8WeightOnlyConfig, "torchao-fp8": Float8WeightOnlyConfig}
+    return by_name[how]()
 
 
 def load_tiny_vae(folder: Path, description: Description, kept: Kept, device: str) -> Any:

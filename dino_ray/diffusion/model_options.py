@@ -17,6 +17,13 @@ Offload: TypeAlias = Literal["none", "model", "group", "sequential"]
 class ModelOptions:
     """One value for all that ``loading`` is asked to do with a model; the defaults are the model as it is published."""
 
+    components: str | None = None
+    """Where what a single file of weights lacks comes from: an alias, a hub id or a diffusers folder. None: the
+    published model of its kind."""
+    vae: str | None = None
+    """A file, folder or hub id whose VAE takes the place of the model's."""
+    allow_pickle: bool = False
+    """Read weights from pickles too, which can run any code."""
     compile: bool = False
     """The blocks of the network that predicts are compiled."""
     attention: str = "auto"
