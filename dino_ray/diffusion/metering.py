@@ -10,6 +10,7 @@ import re
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -25,16 +26,17 @@ LOW_PRECISION_KEPT = ("pos_embed", "patch_embed", "norm", "^proj_in$", "^proj_ou
 
 def build(library: str, cls: str, config: Mapping[str, Any]) -> nn.Module:
     """A component of that class and config, on the meta device, which holds no weights."""
+    config = deepcopy(dict(config))  # transformers changes what it is given
     with torch.device("meta"):
         if library == "diffusers":
             import diffusers
 
-            made: nn.Module = getattr(diffusers, cls).from_config(dict(config))
+            made: nn.Module = getattr(diffusers, cls).from_config(config)
         else:
             import transformers
 
             kind = transformers.CONFIG_MAPPING[config["model_type"]]
-            made = getattr(transformers, cls)(kind.from_dict(dict(config)))
+            made = getattr(transformers, cls)(kind.from_dict(config))
     return made.eval().requires_grad_(False)
 
 
