@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from dino_ray.config import UpscaleConfig
 from dino_ray.diffusion import fit, storage
 from dino_ray.diffusion.dtypes import AUTO, FP8, Dtypes
+from dino_ray.diffusion.footprint import weight_bytes
 from dino_ray.diffusion.model_options import ModelOptions, Quantizer
 from dino_ray.errors import UsageError
 
@@ -83,11 +84,13 @@ def settle(
                 f"--fit {config.fit}: the bundled model is small and fits anywhere; leave it out"
             )
         return kept
-    from dino_ray.diffusion import model_files
-    from dino_ray.diffusion.sizing import sizes
+    from dino_ray.diffusion import model_files, sizing
 
     ref = model_files.resolve(config.model, given)
-    found = sizes(ref)
+    machine, why_not = _machine(config)
+    if machine is None and not planning and not sizing.is_known(ref):
+        return kept  # nothing is to be decided, and counting takes seconds
+    found = sizing.sizes(ref, given.controlnet)
     if found.quantized:
         return kept  # how large it is, its files say and its configs do not; what more to do is the user's to know
     wanted = demand(found, model, job, config.dtype)
@@ -96,8 +99,11 @@ def settle(
         gpu_bytes=_bytes(wanted, _as_given(config, given, found, "bf16")),
         host_bytes=fit.replica_needs(wanted, _as_given(config, given, found, "fp32")),
     )
-    machine = None if config.fit == "off" else _machine(config, found)
     if machine is None:
+        if why_not and found.core.count.parameters * 2 > BIG:
+            log.warning(
+                "--fit auto: %s, so the model is kept as it is; --fit 24GB names the memory of one", why_not
+            )
         return kept
     able = [how for how in machine.quantizers if _can_be_quantised(ref, found, how)]
     machine = replace(machine, quantizers=able)
@@ -122,7 +128,8 @@ def demand(found: Sizes, model: Description, job: Job, dtype: Dtypes) -> fit.Dem
     pixels = job.tile**2
     seen = 2 * pixels if model.takes_reference else pixels  # whose tokens stand beside the tile's
     guides = job.dino is not None and job.dino_strength > 0
-    look = dino_work = beside = 0
+    look = dino_work = 0
+    beside = sum(weight_bytes(part.count) for part in found.beside)
     if job.dino is not None:
         from dino_ray.dino import footprint as dino_footprint
         from dino_ray.dino.loading import describe
@@ -202,34 +209,29 @@ def size(text: str) -> float | None:
     return None if match is None else float(match[1]) * _UNITS[match[2].lower()]
 
 
-def _machine(config: UpscaleConfig, found: Sizes) -> fit.Machine | None:
-    """What the replicas run on; None: that is not known here."""
+def _machine(config: UpscaleConfig) -> tuple[fit.Machine | None, str]:
+    """What the replicas run on; or None, and, where a user may wonder, why."""
+    if config.fit == "off":
+        return None, ""
     installed = [name for name, here in storage.quantizers().items() if here]
     named = size(config.fit)
     if named is not None:
-        return fit.Machine(named * _share(config), None, installed)
+        return fit.Machine(named * _share(config), None, installed), ""
     if config.device == "cpu":
-        return None
+        return None, ""
     if config.address not in ("local", "none"):
-        _say_why_not(found, f"the GPUs of {config.address} can't be asked from here")
-        return None
+        return None, "the GPUs of a cluster can't be asked from here"
     from dino_ray.diffusion import gpu_memory
 
     gpu = gpu_memory.look()
     if gpu is None:
-        _say_why_not(found, "there is no GPU here")
-        return None
-    return fit.Machine(gpu.free * _share(config), _host_free(), installed)
+        return None, "there is no GPU here"
+    return fit.Machine(gpu.free * _share(config), _host_free(), installed), ""
 
 
 def _share(config: UpscaleConfig) -> float:
     """Of a GPU, what one replica holds."""
     return min(1.0, config.gpus_per_worker or 1.0)
-
-
-def _say_why_not(found: Sizes, why: str) -> None:
-    if found.core.count.parameters * 2 > BIG:
-        log.warning("--fit auto: %s, so the model is kept as it is; --fit 24GB names the memory of one", why)
 
 
 def _host_free() -> float | None:

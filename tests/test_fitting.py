@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tiny import make_tiny_flux
 from dino_ray import fitting
 from dino_ray.cli import main
 from dino_ray.config import UpscaleConfig
-from dino_ray.diffusion import fit, gpu_memory, model_files, published, sizing
+from dino_ray.diffusion import fit, gpu_memory, metering, model_files, published, sizing
 from dino_ray.diffusion.dtypes import Dtypes
 from dino_ray.errors import UsageError
 from dino_ray.loaders import replica_spec
@@ -135,6 +136,48 @@ def test_a_gpu_is_asked_and_a_share_of_it_is_used(monkeypatch: pytest.MonkeyPatc
     assert settled().model_options.quantize is None
     half = settled(address="local", gpus_per_worker=0.5, quantize="torchao-int8")
     assert "20.0 GB free" in (half.fit or "")
+
+
+def test_a_gpu_is_looked_at_by_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_memory, "DRIVERS", (__file__,))
+    said = {
+        "here": 'a word of a library\n{"name": "A100", "free": 42}',
+        "none": "null",
+        "broken": "Traceback",
+    }
+    found = []
+    for answer in said.values():
+        done = subprocess.CompletedProcess([], 0, answer, "")
+        monkeypatch.setattr(subprocess, "run", lambda *args, done=done, **kwargs: done)
+        found.append(gpu_memory.look())
+    assert found == [gpu_memory.Gpu("A100", 42), None, None]
+
+
+@pytest.mark.gpu
+def test_what_is_free_of_a_real_gpu_is_seen() -> None:
+    import torch
+
+    found = gpu_memory.look()
+    assert found is not None
+    total = torch.cuda.get_device_properties(0).total_memory
+    assert 0 < found.free <= total
+    held = torch.empty(10**9, dtype=torch.uint8, device="cuda")
+    less = gpu_memory.look()
+    assert less is not None
+    assert found.free - less.free >= 0.9e9
+    del held
+    again = gpu_memory.look()
+    assert again is not None
+    assert again.free - less.free >= 0.9e9, "what torch keeps of it for later is free"
+
+
+def test_a_model_that_nobody_counted_costs_no_time_where_nothing_is_decided(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_tiny_flux(tmp_path / "tiny")
+    monkeypatch.setattr(metering, "build", lambda *args: pytest.fail("it was counted"))
+    options = {"model": str(folder), "dino": "bundled", "address": "none", "device": "cpu"}
+    assert resolve(UpscaleConfig.parse(options)).fit is None
 
 
 def test_without_a_gpu_nothing_is_decided_and_a_word_said_of_a_large_model_alone(

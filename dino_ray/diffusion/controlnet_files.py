@@ -67,6 +67,11 @@ def describe(name: str, family: Family, configs: Configs) -> str:
     return str(kind)
 
 
+def config(name: str) -> Mapping[str, Any]:
+    """The config.json of a ControlNet; raises as ``describe`` does."""
+    return _config(name, f"--controlnet {name}")
+
+
 def fetch(name: str) -> Path:
     """The folder that holds a ControlNet, on this machine, downloaded first where it has to be."""
     folder = Path(name).expanduser()

@@ -118,6 +118,11 @@ def digest(cls: str, config: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def is_known(cls: str, config: Mapping[str, Any]) -> bool:
+    """Whether a component is in the table, so that nothing has to be counted."""
+    return digest(cls, config) in table()
+
+
 def part(library: str, cls: str, config: Mapping[str, Any]) -> Part:
     """Weights and work of a component: from the table, or counted now.
 

@@ -1,6 +1,7 @@
 """How much of a GPU's memory is free, found out in a process of its own: run as a program, it answers in JSON.
 
-Of its own, because asking takes half a gigabyte of that memory until the process ends.
+Of its own, because asking takes half a gigabyte of that memory until the process ends; unless this one uses the GPU
+already, and then knows also what of its memory it has no use for at the moment.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 """Devices that Linux has where torch may find a GPU: NVIDIA's, AMD's, and either one's under WSL."""
@@ -29,6 +31,10 @@ class Gpu:
 
 def look() -> Gpu | None:
     """The GPU of this machine with the least free memory: any of them may become a replica's. None: there is none."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        found = ask()
+        return Gpu(**found) if found else None
     if sys.platform.startswith("linux") and not any(map(os.path.exists, DRIVERS)):
         return None
     command = [sys.executable, "-m", __name__]
@@ -40,13 +46,18 @@ def look() -> Gpu | None:
     return Gpu(**found) if found else None
 
 
-def ask() -> dict[str, object] | None:
-    """As ``look``, from within the process that is to end."""
+def ask() -> dict[str, Any] | None:
+    """As ``look``, from within a process that may use the GPUs."""
     import torch
 
     if not torch.cuda.is_available():
         return None
-    free = {device: torch.cuda.mem_get_info(device)[0] for device in range(torch.cuda.device_count())}
+
+    def free_of(device: int) -> int:
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0] + unused)
+
+    free = {device: free_of(device) for device in range(torch.cuda.device_count())}
     least = min(free, key=lambda device: free[device])
     return {"name": torch.cuda.get_device_name(least), "free": free[least]}
 

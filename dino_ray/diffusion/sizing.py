@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dino_ray.diffusion import footprint, model_files
+from dino_ray.diffusion import controlnet_files, footprint, model_files
 from dino_ray.diffusion.families import Family
 from dino_ray.diffusion.families.family import class_of
 from dino_ray.diffusion.footprint import Part
@@ -22,6 +22,8 @@ class Sizes:
     vae: Part
     text: Mapping[str, Part]
     """Text encoders by component."""
+    beside: tuple[Part, ...]
+    """What else a replica holds: a ControlNet."""
     quantized: bool
     """Its files are quantised already: how many bytes they take, their configs do not say."""
 
@@ -31,8 +33,13 @@ class Sizes:
         return tuple((part.count, part.cls not in SMALL_ENCODERS) for part in self.text.values())
 
 
-def sizes(ref: ModelRef) -> Sizes:
+def sizes(ref: ModelRef, controlnet: str | None = None) -> Sizes:
     """What the components of a model take; one that no published model has is counted now, which takes seconds.
+
+    Parameters
+    ----------
+    controlnet : str, optional
+        A folder or a hub id, of what goes with it.
 
     Raises
     ------
@@ -52,5 +59,19 @@ def sizes(ref: ModelRef) -> Sizes:
         core=counted(family.core),
         vae=counted("vae"),
         text={part: counted(part) for part in family.text_parts(index)},
+        beside=() if controlnet is None else (_controlnet(controlnet),),
         quantized="quantization_config" in configs[family.core],
     )
+
+
+def is_known(ref: ModelRef) -> bool:
+    """Whether ``sizes`` can say at once what a model takes."""
+    family, configs = model_files.family_and_configs(ref)
+    return all(
+        footprint.is_known(str(configs[part].get("_class_name")), configs[part]) for part in family.parts
+    )
+
+
+def _controlnet(name: str) -> Part:
+    config = controlnet_files.config(name)
+    return footprint.part("diffusers", str(config.get("_class_name")), config)
