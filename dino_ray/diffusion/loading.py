@@ -257,6 +257,8 @@ def download(model: str, options: ModelOptions = AS_PUBLISHED) -> None:
         return
     family, configs = model_files.family_and_configs(ref)
     model_files.fetch(ref, _named((*family.parts, *family.text, *family.tokenizers), configs))
+    if options.controlnet is not None:
+        controlnet_files.fetch(options.controlnet)
 
 
 def find_sketch(model: str, options: ModelOptions = AS_PUBLISHED) -> str | None:

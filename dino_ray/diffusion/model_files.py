@@ -62,10 +62,10 @@ for other programs besides, which would be downloaded for nothing."""
 _PICKLED_FILES = ("*.bin", *_TEXT_FILES)
 
 _VOCABULARIES = (
-    {"tokenizer.json"},
-    {"vocab.json", "merges.txt"},
-    {"spiece.model"},
-    {"tokenizer.model"},
+    {"tokenizer_config.json", "tokenizer.json"},
+    {"tokenizer_config.json", "vocab.json", "merges.txt"},
+    {"tokenizer_config.json", "spiece.model"},
+    {"tokenizer_config.json", "tokenizer.model"},
     {"preprocessor_config.json"},
 )
 """Files that make a tokenizer or a processor whole, one of these sets or another."""
