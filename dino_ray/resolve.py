@@ -251,9 +251,9 @@ def resolve(config: UpscaleConfig, *, planning: bool = False) -> Settings:
     keeping.check(place, config.dtype, options, tile, here)
     dino, strength = _dino(config, model, denoise)
     sketch = loading.find_sketch(place, options) if strength > 0 else None
-    job = fitting.Job(tile, config.batch, sketch, dino, strength)
     kept = fitting.Kept(config.dtype, options)
     if denoise > 0:
+        job = fitting.Job(tile, config.batch, sketch, dino, strength)
         kept = fitting.settle(config, model, job, options, planning=planning)
         keeping.check(place, kept.dtype, kept.options, tile, here)
     half = tile // model.pixel_multiple // 2 * model.pixel_multiple  # the most that the plan allows
