@@ -286,7 +286,7 @@ class UpscaleConfig(BaseModel):
         ge=0,
         le=1,
         description="Skip most of a step where the model's first block changed by less than this since the last: 0.1 "
-        "saves about half of 8 steps and more, and costs some detail; 0 is off. For FLUX.1.",
+        "saves about half of 8 steps and more, and costs some detail; 0 is off. For FLUX.1 and Qwen-Image.",
     )
     workers: Annotated[
         Workers, BeforeValidator(Workers.parse), PlainSerializer(lambda workers: workers.plain)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dino_ray.diffusion import published
 from dino_ray.diffusion.footprint import SIDES, TABLE, Part, Work, digest, written
 from dino_ray.diffusion.metering import build, count, peak_bytes, peak_bytes_with_gradient
+from dino_ray.diffusion.vae import BatchNormVae, KlVae, Place, QwenImageVae, Vae
 
 TEXT_TOKENS = 512
 """Of a prompt, at most, for most models."""
@@ -39,8 +40,8 @@ def components(name: str) -> Iterator[tuple[str, str, str, Mapping[str, Any]]]:
 def counted(library: str, cls: str, config: Mapping[str, Any]) -> Part:
     """Parameters and work of one component."""
     model = build(library, cls, config)
-    if cls.startswith("Autoencoder"):
-        work = vae_work(model.to(torch.bfloat16), config)
+    if cls in VAES:
+        work = vae_work(model.to(torch.bfloat16))
     elif cls in STEPS:
         work = Work(step=tuple(step_bytes(model.to(torch.bfloat16), cls, config, side) for side in SIDES))
     else:
@@ -52,29 +53,38 @@ def blank(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def vae_work(model: Any, config: Mapping[str, Any]) -> Work:
-    """Of an autoencoder: encoding, decoding, and decoding with a gradient."""
-    channels = config.get("latent_channels") or config["z_dim"]
-    frame = (1,) if "z_dim" in config else ()  # a video's autoencoder, which is given one frame
+def vae_work(model: Any) -> Work:
+    """Of an autoencoder, as it is driven here: encoding, decoding, and decoding with a gradient."""
+    vae = VAES[type(model).__name__](model, Place(torch.device("meta"), torch.bfloat16))
+
+    def pixels(side: int) -> Tensor:
+        return blank(1, 3, side, side, dtype=torch.float32)
 
     def encode(side: int) -> int:
-        pixels = blank(1, 3, *frame, side, side)
-        return peak_bytes(lambda: model.encode(pixels, return_dict=False), model)
+        given = pixels(side)
+        return peak_bytes(lambda: vae.encode(given), model)
 
     def decode(side: int, gradient: bool = False) -> int:
-        latents = blank(1, channels, *frame, side // VAE_SCALE, side // VAE_SCALE)
+        with torch.no_grad():
+            latents = vae.encode(pixels(side))
         if not gradient:
-            return peak_bytes(lambda: model.decode(latents, return_dict=False), model)
+            return peak_bytes(lambda: vae.decode(latents), model)
         latents.requires_grad_()
-        return peak_bytes_with_gradient(lambda: model.decode(latents, return_dict=False)[0].float(), model)
+        return peak_bytes_with_gradient(lambda: vae.decode(latents), model)
 
-    plain = {
-        "encode": tuple(map(encode, SIDES)),
-        "decode": tuple(map(decode, SIDES)),
-    }
-    if getattr(model, "_supports_gradient_checkpointing", False):
-        model.enable_gradient_checkpointing()
-    return Work(**plain, sketch=tuple(decode(side, gradient=True) for side in SIDES))
+    return Work(
+        encode=tuple(map(encode, SIDES)),
+        decode=tuple(map(decode, SIDES)),
+        sketch=tuple(decode(side, gradient=True) for side in SIDES),
+    )
+
+
+VAES: dict[str, Callable[[Any, Place], Vae]] = {
+    "AutoencoderKL": KlVae,
+    "AutoencoderKLFlux2": BatchNormVae,
+    "AutoencoderKLQwenImage": QwenImageVae,
+}
+"""Who drives each."""
 
 
 def step_bytes(model: nn.Module, cls: str, config: Mapping[str, Any], side: int) -> int:

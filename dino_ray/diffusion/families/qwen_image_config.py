@@ -134,6 +134,8 @@ FAMILY = Family(
     text=("text_encoder",),
     tokenizers=("tokenizer",),
     module="dino_ray.diffusion.families.qwen_image",
+    attention="masked",
+    step_cache=True,
     describe=describe,
 )
 
@@ -145,6 +147,8 @@ EDIT = Family(
     text=("text_encoder",),
     tokenizers=("tokenizer", "processor"),
     module="dino_ray.diffusion.families.qwen_image",
+    attention="masked",
+    step_cache=True,
     describe=describe_editor,
 )
 """The first, and those of 2509 and 2511, which diffusers calls Plus."""

@@ -83,6 +83,7 @@ FAMILY = Family(
     text=("text_encoder",),
     tokenizers=("tokenizer",),
     module="dino_ray.diffusion.families.z_image",
+    attention="masked",
     describe=describe,
     tiny_vae="madebyollin/taef1",
 )
