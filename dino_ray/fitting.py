@@ -106,8 +106,18 @@ def settle(
             )
         return kept
     able = [how for how in machine.quantizers if _can_be_quantised(ref, found, how)]
-    machine = replace(machine, quantizers=able)
-    asked = _asked(config, given, found)
+    decided = _decide(config, model, job, found, replace(machine, quantizers=able), kept)
+    if decided.said is not None and not planning:
+        log.log(logging.INFO if decided.options == given else logging.WARNING, "%s", decided.said)
+    return decided
+
+
+def _decide(
+    config: UpscaleConfig, model: Description, job: Job, found: Sizes, machine: fit.Machine, kept: Kept
+) -> Kept:
+    """What fits a machine, of what the config leaves open."""
+    wanted = demand(found, model, job, config.dtype)
+    asked = _asked(config, kept.options, found)
     if not list(fit.ways(wanted, machine, asked)):
         return kept  # all is settled
     chosen = fit.choose(wanted, machine, asked)
@@ -115,12 +125,14 @@ def settle(
     if chosen is None:
         raise UsageError(f"{free}; {_what_would(config, found, model, job, machine, asked)}")
     way = chosen.way
-    said = f"{free}; {_words(chosen)}"
-    if not planning:
-        log.log(logging.INFO if way == chosen.first else logging.WARNING, "%s", said)
-    dtype = config.dtype if asked.dtype is not None else Dtypes(FP8) if way.dtype == FP8 else config.dtype
-    options = replace(given, quantize=way.quantize, offload=way.offload, vae_tile=way.vae_tile)
-    return replace(kept, dtype=dtype, options=options, said=said, gpu_bytes=_bytes(wanted, way))
+    opens_dtype = asked.dtype is None and way.dtype == FP8
+    return replace(
+        kept,
+        dtype=Dtypes(FP8) if opens_dtype else config.dtype,
+        options=replace(kept.options, quantize=way.quantize, offload=way.offload, vae_tile=way.vae_tile),
+        said=f"{free}; {_words(chosen)}",
+        gpu_bytes=_bytes(wanted, way),
+    )
 
 
 def demand(found: Sizes, model: Description, job: Job, dtype: Dtypes) -> fit.Demand:

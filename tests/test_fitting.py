@@ -216,6 +216,15 @@ def test_the_decision_is_part_of_a_job_that_goes_on(tmp_path: Path) -> None:
     assert again.model_options.vae_tile == fitted["vae_tile"] == 512
 
 
+def test_a_model_whose_files_are_quantised_already_is_left_as_it_is(tmp_path: Path) -> None:
+    folder = make_tiny_flux(tmp_path / "tiny")
+    config_file = folder / "transformer" / "config.json"
+    content = json.loads(config_file.read_text()) | {"quantization_config": {"quant_method": "torchao"}}
+    config_file.write_text(json.dumps(content))
+    options = {"model": str(folder), "dino": "bundled", "address": "none", "device": "cpu", "fit": "2GB"}
+    assert resolve(UpscaleConfig.parse(options), planning=True).fit is None
+
+
 def test_the_bundled_model_needs_no_fitting() -> None:
     with pytest.raises(UsageError, match="--fit 24GB: the bundled model"):
         resolve(UpscaleConfig.parse({"fit": "24GB"}))

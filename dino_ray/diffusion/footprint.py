@@ -26,7 +26,7 @@ WORK_ALLOWANCE = 1.3
 that its allocator keeps or rounds up. Reserved is more than allocated by 5 to 25 % in published profiles of such
 models; not measured here."""
 
-_UNTOLD = ("torch_dtype", "dtype", "transformers_version", "architectures")
+_UNTOLD = ("torch_dtype", "dtype", "transformers_version", "architectures", "quantization_config")
 """Keys of a config that say nothing of a component's shape, beside those that begin with an underscore."""
 
 
@@ -133,6 +133,7 @@ def part(library: str, cls: str, config: Mapping[str, Any]) -> Part:
         return known
     from dino_ray.diffusion import metering
 
+    config = {key: value for key, value in config.items() if key != "quantization_config"}
     return Part(cls, metering.count(metering.build(library, cls, config)), _like(cls))
 
 
