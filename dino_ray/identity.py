@@ -114,9 +114,9 @@ def _models(settings: Settings) -> list[str]:
     """All that the diffusion model's weights come from."""
     if settings.model_place == NO_MODEL:
         return [NO_MODEL]
-    from dino_ray.diffusion import loading
+    from dino_ray.diffusion import model_files
 
-    return loading.weight_places(settings.model_place, settings.model_options)
+    return model_files.weight_places(model_files.resolve(settings.model_place, settings.model_options))
 
 
 def _thresholds(dino: str | None) -> dict[str, Any] | None:

@@ -211,10 +211,10 @@ def resolve(config: UpscaleConfig, *, planning: bool = False) -> Settings:
     if config.model == NO_MODEL:
         return _without_model(config)
     from dino_ray import fitting
-    from dino_ray.diffusion import keeping, loading
+    from dino_ray.diffusion import finding, keeping, loading
 
     options = _model_options(config)
-    place = loading.located(config.model)
+    place = finding.located(config.model)
     model = loading.describe(place, config.dino_adapter, options)
     if options.controlnet is not None and not model.takes_control:
         raise UsageError(f"--controlnet: the model {model.name} takes none; leave it out")
@@ -435,7 +435,7 @@ def _check_placement(config: UpscaleConfig) -> None:
 
 def _model_options(config: UpscaleConfig) -> ModelOptions:
     """What is to be done with the model; names as they mean the same on every machine that sees the same files."""
-    from dino_ray.diffusion import loading
+    from dino_ray.diffusion import finding
 
     if config.controlnet is None:
         _refuse(config, CONTROL_OPTIONS, "has nothing to act on without --controlnet; leave it out")
@@ -446,7 +446,7 @@ def _model_options(config: UpscaleConfig) -> ModelOptions:
             f"--control-end {config.control_end:g}: must lie after --control-start {config.control_start:g}"
         )
     located = {
-        name: loading.located(value, option_name(name))
+        name: finding.located(value, option_name(name))
         for name in ("components", "vae")
         if (value := getattr(config, name)) is not None
     }

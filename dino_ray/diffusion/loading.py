@@ -1,7 +1,7 @@
 """From a model's name to its description, its denoiser and its text embeddings.
 
-``describe`` reads configuration files only and imports no torch. Weights are read from safetensors only,
-because unpickling runs whatever code a file holds.
+``describe`` reads configuration files and headers only, and imports no torch. Weights are read from safetensors and GGUF,
+and from pickles only where ``allow_pickle`` says so, because unpickling runs whatever code a file holds.
 """
 
 from __future__ import annotations
@@ -12,7 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dino_ray.diffusion import adapter_file, controlnet_files, keeping, model_files, speed, storage
+from dino_ray.diffusion import (
+    adapter_file,
+    controlnet_files,
+    keeping,
+    model_files,
+    speed,
+    storage,
+    weight_check,
+)
 from dino_ray.diffusion.catalogue import ALIASES, KNOWN, KnownModel
 from dino_ray.diffusion.denoiser import Denoiser, Description, Embeddings
 from dino_ray.diffusion.device import pick_device
@@ -74,8 +82,8 @@ def describe(model: str, adapter: str | None = None, options: ModelOptions = AS_
         family, configs = model_files.family_and_configs(ref)
         speed.check_model(ref.name, family, options, adapter=adapter is not None)
         description = family.describe(ref.name, configs)
-        model_files.check_weights(ref, (*family.parts, *family.text_parts(configs["index"])))
-        model_files.check_tokenizers(ref, _named(family.tokenizers, configs))
+        weight_check.check_weights(ref, (*family.parts, *family.text_parts(configs["index"])))
+        weight_check.check_tokenizers(ref, _named(family.tokenizers, configs))
         if options.controlnet is not None:
             controlnet_files.describe(options.controlnet, family, configs)
             description = replace(description, takes_control=True)
@@ -184,7 +192,7 @@ def _load(ref: ModelRef, device: str, dtypes: Dtypes, sketch: str | None, option
 
     family, configs = model_files.family_and_configs(ref)
     description = family.describe(ref.name, configs)
-    model_files.check_weights(ref, family.parts)
+    weight_check.check_weights(ref, family.parts)
     kept = dict(keeping.kept(ref, family, configs, family.parts, dtypes, options, device))
     storage.check_device(options, kept, family.core, device)
     files = _part_files(ref, family, configs, family.parts)
@@ -226,39 +234,6 @@ def _load(ref: ModelRef, device: str, dtypes: Dtypes, sketch: str | None, option
     speed.accelerate(models[family.core], options, device, precision)
     offload.apply(models, family.core, device, options.offload)
     return denoiser
-
-
-def located(model: str, option: str = "--model") -> str:
-    """A name that means the same on every machine that sees the same files: an absolute path, or a hub id.
-
-    Raises
-    ------
-    UsageError
-        As ``resolve`` does.
-    """
-    return resolve(model, option=option).place
-
-
-def weight_places(model: str, options: ModelOptions = AS_PUBLISHED) -> list[str]:
-    """Names of all that a model's weights come from: paths, and hub ids."""
-    return model_files.weight_places(resolve(model, options))
-
-
-def download(model: str, options: ModelOptions = AS_PUBLISHED) -> None:
-    """Fetch all of a model's files that are not on this machine, text encoders included.
-
-    Raises
-    ------
-    UsageError, JobError
-        As ``load`` does.
-    """
-    ref = resolve(model, options)
-    if ref.kind in ("none", "bundled"):
-        return
-    family, configs = model_files.family_and_configs(ref)
-    model_files.fetch(ref, _named((*family.parts, *family.text, *family.tokenizers), configs))
-    if options.controlnet is not None:
-        controlnet_files.fetch(options.controlnet)
 
 
 def find_sketch(model: str, options: ModelOptions = AS_PUBLISHED) -> str | None:
@@ -315,7 +290,7 @@ def encode_texts(
     device = pick_device(device)
     family, configs = model_files.family_and_configs(ref)
     encoders = family.text_parts(configs["index"])
-    model_files.check_weights(ref, encoders)
+    weight_check.check_weights(ref, encoders)
     kept = keeping.kept(ref, family, configs, encoders, keeping.dtypes(dtype), options, device)
     storage.check_device(options, kept, family.core, device)
     parts = TextParts(

@@ -456,7 +456,10 @@ def test_all_that_weights_come_from_is_named(sd, flux, tmp_path):
     shutil.copytree(flux / "vae", vae)
 
     def places(model, **options):
-        return {Path(place).name for place in loading.weight_places(str(model), ModelOptions(**options))}
+        return {
+            Path(place).name
+            for place in model_files.weight_places(model_files.resolve(str(model), ModelOptions(**options)))
+        }
 
     assert places(whole, components=str(sd)) == {"x.safetensors", "sd"}  # whose tokenizer it needs
     assert places(core, components=str(flux), vae=str(vae)) == {"y.safetensors", "flux", "vae"}
