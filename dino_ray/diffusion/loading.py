@@ -1,7 +1,7 @@
 """From a model's name to its description, its denoiser and its text embeddings.
 
-``describe`` reads configuration files and headers only, and imports no torch. Weights are read from safetensors and GGUF,
-and from pickles only where ``allow_pickle`` says so, because unpickling runs whatever code a file holds.
+``describe`` reads configuration files and headers only, and imports no torch. Weights are read from safetensors and
+GGUF, and from pickles only where ``allow_pickle`` says so, because unpickling runs whatever code a file holds.
 """
 
 from __future__ import annotations
