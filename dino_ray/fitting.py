@@ -212,6 +212,7 @@ def _asked(config: UpscaleConfig, given: ModelOptions, found: Sizes) -> fit.Aske
         quantize=given.quantize,
         offload=given.offload if "offload" in typed else None,
         vae_tile=given.vae_tile,
+        compiled=given.compile,
     )
 
 

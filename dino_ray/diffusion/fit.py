@@ -110,10 +110,12 @@ class Asked:
     quantize: Quantizer | None = None
     offload: Offload | None = None
     vae_tile: int | None = None
+    compiled: bool = False
+    """Blocks are compiled whole, so that their layers can't be moved one by one."""
 
     def allows(self, way: Way) -> bool:
         """Whether a way is as was asked for."""
-        return (
+        return not (self.compiled and way.offload == "sequential") and (
             self.dtype in (None, way.dtype)
             and self.quantize in (None, way.quantize)
             and self.offload in (None, way.offload)

@@ -132,6 +132,12 @@ def test_text_encoders_that_do_not_fit_alone_are_quantised_too() -> None:
     assert chosen.way.quantize == "torchao-int8"
 
 
+def test_compiled_blocks_are_moved_whole_or_not_at_all() -> None:
+    small = Machine(7e9)
+    assert fit.choose(demand(12, text=1.0), small) is not None
+    assert fit.choose(demand(12, text=1.0), small, Asked(compiled=True)) is None
+
+
 def test_turns_on_the_gpu_take_the_larger_of_the_two_and_not_both() -> None:
     wanted = demand(4, vae=2, text=0, work=1)
     together, turns = (fit.replica_needs(wanted, Way(offload=how)) for how in ("none", "model"))
