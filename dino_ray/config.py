@@ -36,6 +36,14 @@ ColorLock = Annotated[Literal["wavelet", "adain", "off"], BeforeValidator(_on_or
 Depth = Annotated[Literal[8, 16], BeforeValidator(_number)]
 
 
+def _several(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Several = Annotated[tuple[str, ...], BeforeValidator(_several)]
+"""An option that may be given several times; in a file, a list."""
+
+
 Preset = Literal["conservative", "balanced", "creative"]
 
 PRESETS: Mapping[Preset, Mapping[str, float]] = {
@@ -152,6 +160,11 @@ class UpscaleConfig(BaseModel):
         min_length=1,
         description="File of an adapter that scripts/train_adapter.py trained, by which this model attends to DINO "
         "features. Default: none.",
+    )
+    lora: Several = Field(
+        default=(),
+        description="A LoRA and, after a colon, its weight: FILE.safetensors:0.8, or owner/name or "
+        "owner/name/FILE.safetensors of the hub. Give it again for another. Default: none.",
     )
     seed: int = Field(default=0, ge=0, lt=2**64, description="Seed of the noise field.")
     wrap: Wrap = Field(

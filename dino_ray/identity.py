@@ -12,6 +12,7 @@ import numpy as np
 
 from dino_ray import __version__, places
 from dino_ray.config import UpscaleConfig, option_name
+from dino_ray.diffusion.lora_file import local_path
 from dino_ray.errors import JobError, UsageError
 from dino_ray.resolve import Settings
 
@@ -73,6 +74,7 @@ def of_pixels(
     return {
         **{option_name(name): getattr(settings, name) for name in _SETTLED},
         **{option_name(name): getattr(config, name) for name in _GIVEN},
+        "--lora": [f"{lora.location}:{lora.weight:g}" for lora in settings.model_options.loras],
         "--depth": depth,
         "--wrap": "on" if wrap else "off",
         "a source of": of_source(source, stop),
@@ -80,7 +82,8 @@ def of_pixels(
             name: of_weights(name)
             for name in (config.model, settings.dino, settings.dino_adapter, settings.sketch)
             if name
-        },
+        }
+        | {lora.location: of_weights(str(local_path(lora))) for lora in settings.model_options.loras},
         "thresholds of DINO": _thresholds(settings.dino),
         "dino-ray": __version__,
         **{package: _version(package) for package in packages},

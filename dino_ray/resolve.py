@@ -48,6 +48,7 @@ MODEL_OPTIONS = (
         "dino",
         "dino_strength",
         "dino_adapter",
+        "lora",
     ),
     *("adaptive", "verify", "consistency", "color_lock", "seed", "dtype", "batch"),
 )
@@ -145,9 +146,9 @@ def resolve(config: UpscaleConfig) -> Settings:
         raise UsageError("--shared: says that every node sees the job directory; name it with --job-dir")
     if config.model == NO_MODEL:
         return _without_model(config)
-    from dino_ray.diffusion import loading
+    from dino_ray.diffusion import loading, lora_file
 
-    options = AS_PUBLISHED
+    options = ModelOptions(loras=lora_file.parse(config.lora))
     model = loading.describe(config.model, config.dino_adapter, options)
     base: Literal["net", "lanczos"] = "lanczos" if config.base == "lanczos" else "net"
     denoise = config.denoise if config.denoise is not None else model.denoise

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from dino_ray.diffusion.denoiser import Description
+from dino_ray.diffusion.lora import Loras
 from dino_ray.errors import JobError
 
 _FAILURES = (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError)
@@ -90,6 +91,8 @@ class TextParts:
     """By component."""
     dtypes: Mapping[str, torch.dtype]
     device: str
+    loras: Loras | None = None
+    """What changes their weights."""
 
     @contextmanager
     def loaded(self, *names: str) -> Iterator[Sequence[Any]]:
@@ -111,7 +114,10 @@ class TextParts:
     def _load(self, name: str) -> Any:
         if name not in self.dtypes:
             return load_tokenizer(self.files[name])
-        return load_model(self.files[name], self.dtypes[name], self.device).eval().requires_grad_(False)
+        model = load_model(self.files[name], self.dtypes[name], self.device)
+        if self.loras is not None:
+            self.loras.into(name, model)
+        return model.eval().requires_grad_(False)
 
 
 def _class(files: PartFiles) -> Any:

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dino_ray.diffusion import adapter_file, model_files
+from dino_ray.diffusion import adapter_file, lora_file, model_files
 from dino_ray.diffusion.catalogue import ALIASES, KNOWN, KnownModel
 from dino_ray.diffusion.denoiser import Denoiser, Description, Embeddings
 from dino_ray.diffusion.device import pick_device, pick_dtype
-from dino_ray.diffusion.families import FLUX, Configs, Family, flux_config
+from dino_ray.diffusion.families import FAMILIES, FLUX, Configs, Family, denoiser_config, flux_config
 from dino_ray.diffusion.families.family import Picture, class_of, no_picture
 from dino_ray.diffusion.model_files import ModelRef, resolve
 from dino_ray.diffusion.model_options import AS_PUBLISHED, ModelOptions
@@ -50,12 +50,14 @@ def describe(model: str, adapter: str | None = None, options: ModelOptions = AS_
         A name that ``resolve`` understands.
     adapter : str, optional
         File of a DINO adapter that is to be used with it.
+    options : ModelOptions
+        LoRAs among them are downloaded where they are not here, for their headers to be read.
 
     Raises
     ------
     UsageError
         Where the model is unknown, unreachable, of a class that can't be driven, or lacks safetensors of any
-        component, text encoders included; where the adapter is none, or another model's. Of a model on the hub, whose
+        component, text encoders included; where the adapter or a LoRA is none, or another model's. Of a model on the hub, whose
         weights may not be here yet, ``load`` looks at the weights that the adapter was trained for.
     ValueError
         For ``none``, which has no model to describe.
@@ -66,9 +68,12 @@ def describe(model: str, adapter: str | None = None, options: ModelOptions = AS_
         from dino_ray.diffusion import bundled
 
         description = bundled.describe(_bundled_folder(ref))
+        lora_file.check(options.loras, description.name, None, {}, ())
     else:
         family, configs = model_files.family_and_configs(ref)
         description = family.describe(ref.name, configs)
+        known = [each.lora for each in FAMILIES if each.lora is not None]
+        lora_file.check(options.loras, ref.name, family.lora, denoiser_config(configs), known)
         model_files.check_weights(ref, (*family.parts, *family.text_parts(configs["index"])))
     if adapter is None:
         return description
@@ -111,7 +116,7 @@ def load(
     ref = resolve(model)
     _refuse_none(ref)
     device = pick_device(device)
-    denoiser: Any = _load(ref, device, dtype, sketch)
+    denoiser: Any = _load(ref, device, dtype, sketch, options)
     if adapter is not None:
         denoiser = _adapted(denoiser, ref, adapter, device)
     made: Denoiser = denoiser
@@ -155,7 +160,7 @@ def adapter_target(ref: ModelRef, fetch: bool = False) -> adapter_file.Target:
     return adapter_file.Target(ref.name, "flux", width, folder)
 
 
-def _load(ref: ModelRef, device: str, dtype: str, sketch: str | None) -> Any:
+def _load(ref: ModelRef, device: str, dtype: str, sketch: str | None, options: ModelOptions) -> Any:
     if ref.kind == "bundled":
         from dino_ray.diffusion import bundled
 
@@ -174,6 +179,10 @@ def _load(ref: ModelRef, device: str, dtype: str, sketch: str | None) -> Any:
     files = _part_files(ref, family, configs, family.parts)
     precision = pick_dtype(dtype, device)
     models = {part: components.load_model(files[part], precision, device) for part in files}
+    if options.loras:
+        from dino_ray.diffusion.lora import Loras
+
+        Loras.of(options.loras, family, configs).into(family.core, models[family.core])
     if sketch is not None:
         models["tiny_vae"] = components.load_tiny_vae(
             model_files.fetch_tiny_vae(sketch), description, precision, device
@@ -232,6 +241,7 @@ def encode_texts(
     if ref.kind in ("none", "bundled"):
         return {prompt: {} for prompt in prompts}
     from dino_ray.diffusion.components import TextParts
+    from dino_ray.diffusion.lora import Loras
 
     device = pick_device(device)
     family, configs = model_files.family_and_configs(ref)
@@ -241,6 +251,7 @@ def encode_texts(
         files=_part_files(ref, family, configs, (*encoders, *family.tokenizers)),
         dtypes=dict.fromkeys(encoders, pick_dtype(dtype, device)),
         device=device,
+        loras=Loras.of(options.loras, family, configs) if options.loras else None,
     )
     prompts = list(dict.fromkeys(prompts))
     encoded: Mapping[str, Embeddings] = _module(family).encode_text(parts, configs, prompts, picture)

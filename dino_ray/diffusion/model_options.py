@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dino_ray.diffusion.lora_file import Lora
+
 
 @dataclass(frozen=True)
 class ModelOptions:
     """One value for all that ``loading`` is asked to do with a model; the defaults are the model as it is published."""
+
+    loras: tuple[Lora, ...] = ()
+    """What is added to its weights."""
 
 
 AS_PUBLISHED = ModelOptions()

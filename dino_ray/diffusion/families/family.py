@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dino_ray.diffusion.denoiser import Description
+from dino_ray.diffusion.lora_file import LoraLayers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,6 +48,8 @@ class Family:
     """A model's name and its configs to its description; raises ``UsageError`` where they are of another kind."""
     optional: frozenset[str] = frozenset()
     """Those of ``text`` that a model may do without, where its index leaves them empty."""
+    lora: LoraLayers | None = None
+    """By what a LoRA for its core is known; None: it takes none."""
     tiny_vae: str | None = None
     """On the hub: an ``AutoencoderTiny`` of its latents, for guidance to look through."""
 

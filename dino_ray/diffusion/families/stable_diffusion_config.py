@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 from dino_ray.diffusion.denoiser import Description
 from dino_ray.diffusion.families.discrete_schedule import DiscreteSchedule
 from dino_ray.diffusion.families.family import Configs, Family
+from dino_ray.diffusion.lora_file import LoraLayers
 from dino_ray.errors import UsageError
 
 OVERLAP_SHARE = 8
@@ -57,6 +60,22 @@ def describe(name: str, configs: Configs) -> Description:
     )
 
 
+LORA = LoraLayers(
+    names=re.compile(
+        r"(down_blocks|up_blocks|input_blocks|output_blocks)_\d+_|mid_block_|middle_block_"
+        r"|(conv_in|conv_out|time_embedding|add_embedding|time_embed|label_emb|out)(_|$)"
+    ),
+    probe=re.compile(r".*_attn2_to_[kv]$"),
+    width=lambda config: int(config["cross_attention_dim"]),
+    published={
+        768: "Stable Diffusion 1.x",
+        1024: "Stable Diffusion 2.x",
+        2048: "Stable Diffusion XL",
+        1280: "Stable Diffusion XL's refiner",
+    },
+)
+"""The width of the text that cross-attention reads tells them apart."""
+
 FAMILY = Family(
     name="sd",
     title="Stable Diffusion 1.x and 2.x",
@@ -66,6 +85,7 @@ FAMILY = Family(
     tokenizers=("tokenizer",),
     module="dino_ray.diffusion.families.stable_diffusion",
     describe=describe,
+    lora=LORA,
     tiny_vae="madebyollin/taesd",
 )
 
@@ -78,6 +98,7 @@ XL = Family(
     tokenizers=("tokenizer", "tokenizer_2"),
     module="dino_ray.diffusion.families.stable_diffusion",
     describe=describe,
+    lora=LORA,
     optional=frozenset({"text_encoder"}),
     tiny_vae="madebyollin/taesdxl",
 )

@@ -1,0 +1,174 @@
+"""LoRAs into a model's weights, read and matched by diffusers' own loader of the model's pipeline."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+
+from dino_ray.diffusion import lora_file
+from dino_ray.diffusion.families.family import Configs, Family
+from dino_ray.diffusion.lora_file import Lora
+from dino_ray.errors import JobError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+_FAILURES = (OSError, ValueError, RuntimeError, KeyError, AssertionError, IndexError, SafetensorError)
+"""What diffusers' converters and peft raise where weights are damaged or of another model."""
+
+
+@dataclass(frozen=True)
+class Loras:
+    """LoRAs for the components of one model."""
+
+    loras: tuple[Lora, ...]
+    pipeline: Any
+    """The class of diffusers that the model is of, whose loader knows how LoRAs for it are named."""
+    core: str
+    config: Mapping[str, Any]
+    """Of the core."""
+
+    @classmethod
+    def of(cls, loras: tuple[Lora, ...], family: Family, configs: Configs) -> Loras:
+        """What applies LoRAs to components of a model of these configs."""
+        import diffusers
+
+        pipeline = getattr(diffusers, configs["index"]["_class_name"])
+        return cls(loras, pipeline, family.core, configs[family.core])
+
+    def into(self, part: str, model: Any) -> None:
+        """Change a component as the LoRAs say: in its weights, at no cost for a step, unless those are quantised.
+
+        Parameters
+        ----------
+        part : str
+            Its name. What of the LoRAs is for others is left to them; components that no LoRA can change stay.
+        model
+            A module of diffusers or transformers.
+
+        Raises
+        ------
+        JobError
+            Where a LoRA is damaged or fits none of its layers.
+        """
+        if part not in self.pipeline._lora_loadable_modules:
+            return
+        weights: dict[str, float] = {}
+        for i, lora in enumerate(self.loras):
+            with _explained(lora):
+                if self._attach(f"lora_{i}", lora, part, model):
+                    weights[f"lora_{i}"] = lora.weight
+        if weights:
+            (_settle if part == self.core else _activate)(model, weights)
+
+    def _attach(self, name: str, lora: Lora, part: str, model: Any) -> bool:
+        """One LoRA beside a component's layers, as the adapter of that name; False where it has nothing for it."""
+        state, alphas, metadata = self._read(lora)
+        prefix = f"{part}."
+        own = {key: value for key, value in state.items() if key.startswith(prefix)}
+        if part == self.core:
+            components = tuple(f"{name}." for name in self.pipeline._lora_loadable_modules)
+            foreign = [key for key in state if not key.startswith(components)]
+            layers = {layer for layer, _ in model.named_modules()}
+            named = zip(own, _layers(own, prefix), strict=True)
+            unfit = [key for key, layer in named if layer not in layers]
+            for key in unfit:
+                del own[key]
+            if (count := len(unfit) + len(foreign)) > 0:
+                if not own:
+                    raise ValueError(f"none of its {count} weights fits a layer, such as {(unfit + foreign)[0]}")
+                log.warning(
+                    "%s: %d of its %d weights fit no layer of the model, and are left out (first: %s)",
+                    *(lora.option, count, len(state), (unfit + foreign)[0]),
+                )
+        if not own:
+            return False
+        alphas = {key: value for key, value in (alphas or {}).items() if key.startswith(prefix)} or None
+        if part == self.core:
+            model.load_lora_adapter(
+                own,
+                prefix=part,
+                network_alphas=alphas,
+                adapter_name=name,
+                metadata=metadata,
+                low_cpu_mem_usage=True,  # or it would draw random numbers first
+            )
+        else:
+            self.pipeline.load_lora_into_text_encoder(
+                own,
+                network_alphas=alphas,
+                text_encoder=model,
+                prefix=part,
+                adapter_name=name,
+                metadata=metadata,
+                low_cpu_mem_usage=True,
+            )
+        return True
+
+    def _read(self, lora: Lora) -> tuple[dict[str, Tensor], Mapping[str, Any] | None, Mapping[str, Any] | None]:
+        """Weights by component and layer; what scales them; peft's settings."""
+        made = self.pipeline.lora_state_dict(
+            str(lora_file.local_path(lora)),
+            use_safetensors=True,  # and so no pickles
+            local_files_only=True,
+            return_lora_metadata=True,
+            unet_config=SimpleNamespace(**self.config),
+            **({"return_alphas": True} if _takes_alphas(self.pipeline) else {}),
+        )
+        state, *between, metadata = made
+        return state, between[0] if between else None, metadata
+
+
+def _takes_alphas(pipeline: Any) -> bool:
+    import inspect
+
+    return "return_alphas" in inspect.signature(pipeline.lora_state_dict).parameters
+
+
+def _layers(state: dict[str, Tensor], prefix: str) -> list[str]:
+    """Name of the layer that each weight of a LoRA is for, as its component names it."""
+    from diffusers.utils import convert_unet_state_dict_to_peft
+
+    keys = {key.removeprefix(prefix): value for key, value in state.items()}
+    if keys and "lora_A" not in next(iter(keys)):  # as diffusers tells them apart
+        keys = convert_unet_state_dict_to_peft(keys)
+    return [key.partition(".lora_")[0] for key in keys]
+
+
+def _settle(model: Any, weights: Mapping[str, float]) -> None:
+    """Weigh the LoRAs of a transformer or UNet, and fuse them into its weights where those are plain."""
+    model.set_adapters(list(weights), list(weights.values()))
+    if getattr(model, "hf_quantizer", None) is not None:
+        log.info("%d LoRAs are computed beside the quantised weights, at some cost per step", len(weights))
+        return
+    model.fuse_lora(adapter_names=list(weights))
+    model.unload_lora()
+    log.info("%d LoRAs are fused into the weights", len(weights))
+
+
+def _activate(encoder: Any, weights: Mapping[str, float]) -> None:
+    """Weigh the LoRAs of a text encoder, which reads a prompt or two and goes."""
+    from diffusers.loaders.lora_base import set_adapters_for_text_encoder
+
+    set_adapters_for_text_encoder(list(weights), encoder, list(weights.values()))
+
+
+@contextmanager
+def _explained(lora: Lora) -> Iterator[None]:
+    try:
+        yield
+    except _FAILURES as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise JobError(
+            f"{lora.option}: can't be applied ({reason}); get it again, or the model that it is for"
+        ) from error
