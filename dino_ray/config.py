@@ -166,6 +166,18 @@ class UpscaleConfig(BaseModel):
         description="A LoRA and, after a colon, its weight: FILE.safetensors:0.8, or owner/name or "
         "owner/name/FILE.safetensors of the hub. Give it again for another. Default: none.",
     )
+    image_prompt: str | None = Field(
+        default=None,
+        min_length=1,
+        description="What lets the picture itself speak beside the prompt: an IP-Adapter's .safetensors file, or "
+        "FLUX.1 Redux's folder or hub id. Default: none.",
+    )
+    image_prompt_of: Literal["image", "tile"] = Field(
+        default="image", description="What it looks at: the whole image, or each tile for itself."
+    )
+    image_prompt_scale: float = Field(
+        default=1.0, gt=0, le=2, description="How much it says; 1 is what it was trained with."
+    )
     seed: int = Field(default=0, ge=0, lt=2**64, description="Seed of the noise field.")
     wrap: Wrap = Field(
         default="auto",

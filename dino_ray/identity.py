@@ -42,6 +42,7 @@ _SETTLED = (
 """Options as ``resolve`` has settled them."""
 _GIVEN = ("model", "dtype", "threads", "page", "to_srgb")
 """Options as they were given."""
+_IMAGE_PROMPT = ("image_prompt", "image_prompt_of", "image_prompt_scale")
 
 _SOFTWARE = ("numpy", "pyvips-binary")
 _MODEL_SOFTWARE = ("torch", "diffusers", "transformers")
@@ -75,6 +76,7 @@ def of_pixels(
         **{option_name(name): getattr(settings, name) for name in _SETTLED},
         **{option_name(name): getattr(config, name) for name in _GIVEN},
         "--lora": [f"{lora.location}:{lora.weight:g}" for lora in settings.model_options.loras],
+        **{option_name(name): getattr(config, name) for name in _IMAGE_PROMPT},
         "--depth": depth,
         "--wrap": "on" if wrap else "off",
         "a source of": of_source(source, stop),
@@ -83,11 +85,21 @@ def of_pixels(
             for name in (config.model, settings.dino, settings.dino_adapter, settings.sketch)
             if name
         }
-        | {lora.location: of_weights(str(local_path(lora))) for lora in settings.model_options.loras},
+        | {lora.location: of_weights(str(local_path(lora))) for lora in settings.model_options.loras}
+        | _image_prompt_weights(settings),
         "thresholds of DINO": _thresholds(settings.dino),
         "dino-ray": __version__,
         **{package: _version(package) for package in packages},
     }
+
+
+def _image_prompt_weights(settings: Settings) -> dict[str, str]:
+    prompt = settings.model_options.image_prompt
+    if prompt is None:
+        return {}
+    from dino_ray.diffusion import image_prompt_file
+
+    return {part: of_weights(str(path)) for part, path in image_prompt_file.files(prompt).items()}
 
 
 def _thresholds(dino: str | None) -> dict[str, Any] | None:

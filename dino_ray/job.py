@@ -206,6 +206,7 @@ def image_task(
 _TASK_SETTINGS = (
     *("denoise", "steps", "sampler", "seed", "cfg", "prompt", "negative_prompt", "batch"),
     *("dino_tokens", "dino_strength", "adaptive", "verify", "consistency", "color_lock"),
+    *("text_sees_source", "image_prompt"),
 )
 """Settings that a tile's pixels depend on, by the same name in ``Settings`` and ``ImageTask``."""
 

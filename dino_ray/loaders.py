@@ -12,6 +12,7 @@ from dino_ray.resolve import Settings
 if TYPE_CHECKING:
     from dino_ray.diffusion.denoiser import Denoiser
     from dino_ray.diffusion.families.family import Picture
+    from dino_ray.diffusion.image_prompt import ImageEncoder
     from dino_ray.diffusion.model_options import ModelOptions
     from dino_ray.dino.loading import Dino
     from dino_ray.engine.protocol import ReplicaSpec, TextArrays
@@ -44,6 +45,9 @@ def replica_spec(config: UpscaleConfig, settings: Settings) -> ReplicaSpec:
         text=partial(_encode_text, model, device, config.dtype, settings.model_options)
         if takes_text
         else None,
+        image=partial(_load_image_encoder, settings.model_options, device, config.dtype)
+        if settings.image_prompt
+        else None,
         threads=config.threads,
         torch=settings.model is not None or settings.base == "net",
     )
@@ -65,6 +69,13 @@ def _load_denoiser(
     from dino_ray.diffusion import loading
 
     return loading.load(model, device, DTYPES[dtype], adapter, sketch=sketch, options=options)
+
+
+def _load_image_encoder(options: ModelOptions, device: str, dtype: str) -> ImageEncoder:
+    from dino_ray.diffusion import loading
+
+    assert options.image_prompt is not None
+    return loading.load_image_encoder(options.image_prompt, device, DTYPES[dtype])
 
 
 def _load_dino(name: str, device: str) -> Dino:

@@ -18,6 +18,7 @@ from dino_ray.raster.source import ReadOptions, SourceInfo
 
 if TYPE_CHECKING:
     from dino_ray.diffusion.denoiser import Description
+    from dino_ray.diffusion.image_prompt_file import ImagePrompt
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,9 @@ MODEL_OPTIONS = (
         "dino_strength",
         "dino_adapter",
         "lora",
+        "image_prompt",
     ),
+    *("image_prompt_of", "image_prompt_scale"),
     *("adaptive", "verify", "consistency", "color_lock", "seed", "dtype", "batch"),
 )
 """Options that only a diffusion model can honour."""
@@ -100,6 +103,12 @@ class Settings:
     shared: bool
     """Every node of the cluster sees the job directory under the same name."""
 
+    @property
+    def image_prompt(self) -> Literal["image", "tile"] | None:
+        """What an image prompt looks at; None: there is none."""
+        prompt = self.model_options.image_prompt
+        return prompt.of if prompt is not None and self.model is not None else None
+
     def layout(self, info: SourceInfo) -> tuple[Scaling, Grid]:
         """Canvas and tiles for a source.
 
@@ -148,7 +157,7 @@ def resolve(config: UpscaleConfig) -> Settings:
         return _without_model(config)
     from dino_ray.diffusion import loading, lora_file
 
-    options = ModelOptions(loras=lora_file.parse(config.lora))
+    options = ModelOptions(loras=lora_file.parse(config.lora), image_prompt=_image_prompt(config))
     model = loading.describe(config.model, config.dino_adapter, options)
     base: Literal["net", "lanczos"] = "lanczos" if config.base == "lanczos" else "net"
     denoise = config.denoise if config.denoise is not None else model.denoise
@@ -204,6 +213,17 @@ def resolve(config: UpscaleConfig) -> Settings:
     )
     _check_tiles(settings)
     return settings
+
+
+def _image_prompt(config: UpscaleConfig) -> ImagePrompt | None:
+    if config.image_prompt is None:
+        _refuse(
+            config, ("image_prompt_of", "image_prompt_scale"), "needs --image-prompt; name a model for it"
+        )
+        return None
+    from dino_ray.diffusion import image_prompt_file
+
+    return image_prompt_file.parse(config.image_prompt, config.image_prompt_of, config.image_prompt_scale)
 
 
 def _consistency(config: UpscaleConfig) -> float:

@@ -13,10 +13,10 @@ REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 """``owner/name``, as the hub spells its repositories."""
 
 
-def snapshot(repo: str, patterns: Iterable[str], *, cached: bool = False) -> Path:
+def snapshot(repo: str, patterns: Iterable[str], *, cached: bool = False, option: str = "--model") -> Path:
     """A local folder that holds the files of ``repo`` matching ``patterns``, downloaded unless cached.
 
-    Without a network, or where ``cached`` says so, what the cache has is used.
+    Without a network, or where ``cached`` says so, what the cache has is used. Messages name ``option``.
 
     Raises
     ------
@@ -27,13 +27,13 @@ def snapshot(repo: str, patterns: Iterable[str], *, cached: bool = False) -> Pat
     """
     import huggingface_hub
 
-    with _explained(repo):
+    with _explained(repo, option):
         return Path(
             huggingface_hub.snapshot_download(repo, allow_patterns=list(patterns), local_files_only=cached)
         )
 
 
-def listing(repo: str, patterns: Iterable[str]) -> frozenset[str]:
+def listing(repo: str, patterns: Iterable[str], *, option: str = "--model") -> frozenset[str]:
     """Names, relative to the repository, of the files of ``repo`` matching ``patterns``; downloads none.
 
     Without a network, the names that the cache holds.
@@ -42,7 +42,7 @@ def listing(repo: str, patterns: Iterable[str]) -> frozenset[str]:
     from huggingface_hub.errors import DryRunError
 
     patterns = list(patterns)
-    with _explained(repo):
+    with _explained(repo, option):
         try:
             files = huggingface_hub.snapshot_download(repo, allow_patterns=patterns, dry_run=True)
         except DryRunError:
@@ -52,6 +52,24 @@ def listing(repo: str, patterns: Iterable[str]) -> frozenset[str]:
     return frozenset(file.filename for file in files)
 
 
+def inside(place: str, *patterns: str, option: str) -> Path:
+    """Where a file or a folder lies on this machine, downloaded first where it has to be.
+
+    Parameters
+    ----------
+    place
+        An absolute path, or ``owner/name/path`` on the hub.
+    patterns
+        What of a folder is needed. One that names a single file of it leads to that.
+    """
+    file = patterns[0] if len(patterns) == 1 and "*" not in patterns[0] else ""
+    if Path(place).is_absolute():
+        return Path(place) / file
+    owner, repo, *path = place.split("/")
+    wanted = ["/".join([*path, pattern]) for pattern in patterns] or ["/".join(path)]
+    return snapshot(f"{owner}/{repo}", wanted, option=option).joinpath(*path, file)
+
+
 def names(folder: Path, patterns: Iterable[str]) -> frozenset[str]:
     """Names, relative to ``folder`` and with forward slashes, of its files matching ``patterns``."""
     paths = (path for pattern in patterns for path in folder.glob(pattern))
@@ -59,7 +77,7 @@ def names(folder: Path, patterns: Iterable[str]) -> frozenset[str]:
 
 
 @contextmanager
-def _explained(repo: str) -> Iterator[None]:
+def _explained(repo: str, option: str) -> Iterator[None]:
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -73,26 +91,26 @@ def _explained(repo: str) -> Iterator[None]:
         yield
     except GatedRepoError as error:
         raise UsageError(
-            f"--model {repo}: the hub asks you to accept its licence first: do so at {page}, "
+            f"{option} {repo}: the hub asks you to accept its licence first: do so at {page}, "
             "then log in on every machine that loads it with `hf auth login`"
         ) from error
     except RepositoryNotFoundError as error:
         raise UsageError(
-            f"--model {repo}: no such model on the Hugging Face hub; check the spelling, "
+            f"{option} {repo}: no such model on the Hugging Face hub; check the spelling, "
             "or log in with `hf auth login` if it is private"
         ) from error
     except HfHubHTTPError as error:
         raise UsageError(
-            f"--model {repo}: the Hugging Face hub refused ({_first_line(error)}); try again later"
+            f"{option} {repo}: the Hugging Face hub refused ({_first_line(error)}); try again later"
         ) from error
     except LocalEntryNotFoundError as error:
         raise UsageError(
-            f"--model {repo}: the Hugging Face hub can't be reached and the cache here lacks the model; "
+            f"{option} {repo}: the Hugging Face hub can't be reached and the cache here lacks the model; "
             f"connect, or run `hf download {repo}` elsewhere and give the folder"
         ) from error
     except (HTTPError, OSError, RuntimeError) as error:  # the network, the disk, the transfer library
         raise JobError(
-            f"--model {repo}: the download broke off ({_first_line(error)}); run it again to resume"
+            f"{option} {repo}: the download broke off ({_first_line(error)}); run it again to resume"
         ) from error
 
 

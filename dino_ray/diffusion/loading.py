@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dino_ray.diffusion import adapter_file, lora_file, model_files
+from dino_ray.diffusion import adapter_file, image_prompt_file, lora_file, model_files
 from dino_ray.diffusion.catalogue import ALIASES, KNOWN, KnownModel
 from dino_ray.diffusion.denoiser import Denoiser, Description, Embeddings
 from dino_ray.diffusion.device import pick_device, pick_dtype
@@ -23,6 +23,8 @@ from dino_ray.errors import UsageError
 
 if TYPE_CHECKING:
     from dino_ray.diffusion.components import PartFiles
+    from dino_ray.diffusion.image_prompt import ImageEncoder
+    from dino_ray.diffusion.image_prompt_file import ImagePrompt
 
 __all__ = [
     "ALIASES",
@@ -57,8 +59,8 @@ def describe(model: str, adapter: str | None = None, options: ModelOptions = AS_
     ------
     UsageError
         Where the model is unknown, unreachable, of a class that can't be driven, or lacks safetensors of any
-        component, text encoders included; where the adapter or a LoRA is none, or another model's. Of a model on the hub, whose
-        weights may not be here yet, ``load`` looks at the weights that the adapter was trained for.
+        component, text encoders included; where the adapter, a LoRA or an image prompt is none, or another model's. Of
+        a model on the hub, whose weights may not be here yet, ``load`` looks at those that the adapter was trained for.
     ValueError
         For ``none``, which has no model to describe.
     """
@@ -69,11 +71,15 @@ def describe(model: str, adapter: str | None = None, options: ModelOptions = AS_
 
         description = bundled.describe(_bundled_folder(ref))
         lora_file.check(options.loras, description.name, None, {}, ())
+        if options.image_prompt is not None:
+            image_prompt_file.check(options.image_prompt, description.name, None, {})
     else:
         family, configs = model_files.family_and_configs(ref)
         description = family.describe(ref.name, configs)
         known = [each.lora for each in FAMILIES if each.lora is not None]
         lora_file.check(options.loras, ref.name, family.lora, denoiser_config(configs), known)
+        if options.image_prompt is not None:
+            image_prompt_file.check(options.image_prompt, ref.name, family, denoiser_config(configs))
         model_files.check_weights(ref, (*family.parts, *family.text_parts(configs["index"])))
     if adapter is None:
         return description
@@ -183,6 +189,10 @@ def _load(ref: ModelRef, device: str, dtype: str, sketch: str | None, options: M
         from dino_ray.diffusion.lora import Loras
 
         Loras.of(options.loras, family, configs).into(family.core, models[family.core])
+    if options.image_prompt is not None:
+        from dino_ray.diffusion import image_prompt
+
+        image_prompt.attach(options.image_prompt, family.core, models[family.core], configs)
     if sketch is not None:
         models["tiny_vae"] = components.load_tiny_vae(
             model_files.fetch_tiny_vae(sketch), description, precision, device
@@ -201,6 +211,20 @@ def find_sketch(model: str, options: ModelOptions = AS_PUBLISHED) -> str | None:
         return None
     family, _ = model_files.family_and_configs(ref)
     return model_files.find_tiny_vae(ref, family)
+
+
+def load_image_encoder(prompt: ImagePrompt, device: str = "auto", dtype: str = "auto") -> ImageEncoder:
+    """What looks at the pictures of an image prompt.
+
+    Raises
+    ------
+    UsageError, JobError
+        As ``load`` does.
+    """
+    from dino_ray.diffusion.image_prompt import ImageEncoder
+
+    device = pick_device(device)
+    return ImageEncoder(prompt, device, pick_dtype(dtype, device))
 
 
 def encode_text(model: str, prompt: str, device: str = "auto", dtype: str = "auto") -> Embeddings:

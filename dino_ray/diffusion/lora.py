@@ -86,7 +86,9 @@ class Loras:
                 del own[key]
             if (count := len(unfit) + len(foreign)) > 0:
                 if not own:
-                    raise ValueError(f"none of its {count} weights fits a layer, such as {(unfit + foreign)[0]}")
+                    raise ValueError(
+                        f"none of its {count} weights fits a layer, such as {(unfit + foreign)[0]}"
+                    )
                 log.warning(
                     "%s: %d of its %d weights fit no layer of the model, and are left out (first: %s)",
                     *(lora.option, count, len(state), (unfit + foreign)[0]),
@@ -115,7 +117,9 @@ class Loras:
             )
         return True
 
-    def _read(self, lora: Lora) -> tuple[dict[str, Tensor], Mapping[str, Any] | None, Mapping[str, Any] | None]:
+    def _read(
+        self, lora: Lora
+    ) -> tuple[dict[str, Tensor], Mapping[str, Any] | None, Mapping[str, Any] | None]:
         """Weights by component and layer; what scales them; peft's settings."""
         made = self.pipeline.lora_state_dict(
             str(lora_file.local_path(lora)),

@@ -39,7 +39,7 @@ _DOWN = re.compile(
 """The first of a layer's two factors: its second axis is the channels that the layer reads."""
 
 _ELSE = ("dora_scale", ".hada_", ".lokr_", ".oft_", ".glora", ".boft")
-"""Marks of what is trained like a LoRA and applied otherwise; diffusers drops the first without a word in the result."""
+"""Marks of what is trained like a LoRA and applied otherwise; of the first, diffusers would apply a part."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def _locate(name: str) -> str:
         if len(parts) > 2 and name.endswith(SUFFIX):
             return name
         if len(parts) == 2 and not name.endswith(SUFFIX):
-            files = [Path(file) for file in hub.listing(name, [f"*{SUFFIX}"])]
+            files = [Path(file) for file in hub.listing(name, [f"*{SUFFIX}"], option="--lora")]
             return f"{name}/{_only_file(name, files).as_posix()}"
     raise UsageError(
         f"--lora {name}: no such file; give a {SUFFIX} file, or a Hugging Face hub's owner/name or "
@@ -159,16 +159,9 @@ def local_path(lora: Lora) -> Path:
     UsageError
         Where there is none.
     """
-    path = Path(lora.location)
-    if path.is_absolute():
-        if not path.is_file():
-            raise UsageError(f"{lora.option}: no such file on this machine")
-        return path
-    owner, repo, *file = lora.location.split("/")
-    inside = "/".join(file)
-    path = hub.snapshot(f"{owner}/{repo}", [inside]) / inside
+    path = hub.inside(lora.location, option="--lora")
     if not path.is_file():
-        raise UsageError(f"{lora.option}: {owner}/{repo} on the Hugging Face hub has no {inside}")
+        raise UsageError(f"{lora.option}: no such file; check the spelling")
     return path
 
 
@@ -254,7 +247,11 @@ def _meant_for(reads: Mapping[str, int], known: Iterable[LoraLayers]) -> str:
     """The model that a LoRA is likely for, in words."""
     for layers in known:
         width = _width(layers, reads)
-        if width in layers.published and all(layers.names.match(layer) for layer in reads):
+        if (
+            width is not None
+            and width in layers.published
+            and all(layers.names.match(layer) for layer in reads)
+        ):
             return layers.published[width]
     layer, width = next(iter(reads.items()))
     return f"no model known here (its layer {layer} reads {width} channels)"

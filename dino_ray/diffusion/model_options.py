@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from typing import TYPE_CHECKING
+
 from dino_ray.diffusion.lora_file import Lora
+
+if TYPE_CHECKING:
+    from dino_ray.diffusion.image_prompt_file import ImagePrompt
 
 
 @dataclass(frozen=True)
@@ -13,6 +18,8 @@ class ModelOptions:
 
     loras: tuple[Lora, ...] = ()
     """What is added to its weights."""
+    image_prompt: ImagePrompt | None = None
+    """What lets a picture speak beside the prompt."""
 
 
 AS_PUBLISHED = ModelOptions()

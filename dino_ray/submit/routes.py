@@ -98,10 +98,12 @@ def for_cluster(options: Mapping[str, Any], common: Means, results: Sequence[str
         If an option names a folder that the cluster does not see.
     """
     there = {name: value for name, value in options.items() if name != "address"}
-    for name in ("model", "dino", "dino_adapter"):
+    for name in ("model", "dino", "dino_adapter", "image_prompt"):
         value = there.get(name)
-        file = name == "dino_adapter"  # the others may be names of something on the hub
-        if value is not None and (file or os.path.isdir(os.path.expanduser(value))):
+        at = "" if value is None else os.path.expanduser(value)
+        # What is no file here may be the name of something on the hub, but for an adapter.
+        file = name == "dino_adapter" or (name == "image_prompt" and os.path.isfile(at))
+        if value is not None and (file or os.path.isdir(at)):
             path = os.path.abspath(os.path.expanduser(value))
             if not common.sees(path):
                 raise UsageError(

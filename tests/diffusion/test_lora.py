@@ -45,7 +45,9 @@ def world(request, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("lora")
     kind = request.param
-    model = make_tiny_flux(folder / kind) if kind == "flux" else make_tiny_stable_diffusion(folder / kind, kind)
+    model = (
+        make_tiny_flux(folder / kind) if kind == "flux" else make_tiny_stable_diffusion(folder / kind, kind)
+    )
     stock = diffusers.DiffusionPipeline.from_pretrained(model)
     files = {
         "peft": make_lora(stock, folder / "peft.safetensors"),
@@ -92,7 +94,7 @@ def test_two_weighted_loras_give_the_latents_of_the_stock_pipeline(world, with_b
     plain = loading.load(world.model, "cpu", "float32")
     cfg = 1.0 if world.kind != "flux" else None  # one prompt shows what LoRAs do
     conditioning = Conditioning(text=text, cfg=cfg)
-    sigmas, start, ours = refined(denoiser, conditioning, 0.5, 2, H, W)
+    ours = refined(denoiser, conditioning, 0.5, 2, H, W)[2]
     stocks = refined(loading_with(world.stock, plain), conditioning, 0.5, 2, H, W)[2]
     assert (ours - stocks).abs().max() < 1e-4
     assert (ours - refined(plain, conditioning, 0.5, 2, H, W)[2]).abs().max() > 1e-3
@@ -129,11 +131,11 @@ def test_their_order_does_not_matter_and_their_weight_does(world, with_both):
 
 
 def test_a_lora_for_another_model_is_refused_by_its_header_with_what_it_is_for(world, tmp_path):
-    reads = {"flux": ("transformer.single_transformer_blocks.3.attn.to_q", 3072, "FLUX.1"),
-             "sd": ("lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k", 768, "Stable Diffusion 1.x"),
-             "sdxl": ("lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k", 2048, "Stable Diffusion XL"),
-             }  # fmt: skip
-    for layer, width, title in reads.values():
+    for layer, width, title in (
+        ("transformer.single_transformer_blocks.3.attn.to_q", 3072, "FLUX.1"),
+        ("lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k", 768, "Stable Diffusion 1.x"),
+        ("lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k", 2048, "Stable Diffusion XL"),
+    ):
         file = tmp_path / "other.safetensors"
         save_file({f"{layer}.lora_down.weight": torch.zeros(4, width)}, file)
         with pytest.raises(UsageError) as error:
@@ -203,13 +205,19 @@ def test_what_a_lora_option_may_say(tmp_path, monkeypatch):
 def test_a_lora_of_the_hub_is_found_by_its_repository_or_its_file(tmp_path, monkeypatch):
     (tmp_path / "style.safetensors").touch()
     asked = []
-    monkeypatch.setattr(hub, "listing", lambda repo, patterns: frozenset({"style.safetensors"}))
-    monkeypatch.setattr(hub, "snapshot", lambda repo, patterns: asked.append((repo, patterns)) or tmp_path)
-    (whole,), (named,) = lora_file.parse(["some/lora:0.5"]), lora_file.parse(["some/lora/style.safetensors:0.5"])
+    monkeypatch.setattr(hub, "listing", lambda repo, patterns, option: frozenset({"style.safetensors"}))
+    monkeypatch.setattr(
+        hub, "snapshot", lambda repo, patterns, option: asked.append((repo, patterns)) or tmp_path
+    )
+    (whole,), (named,) = (
+        lora_file.parse(["some/lora:0.5"]),
+        lora_file.parse(["some/lora/style.safetensors:0.5"]),
+    )
     assert whole == named == lora_file.Lora("some/lora/style.safetensors", 0.5)
     assert lora_file.local_path(whole) == tmp_path / "style.safetensors"
     assert asked == [("some/lora", ["style.safetensors"])]
-    monkeypatch.setattr(hub, "listing", lambda repo, patterns: frozenset({"a.safetensors", "b.safetensors"}))
+    two = frozenset({"a.safetensors", "b.safetensors"})
+    monkeypatch.setattr(hub, "listing", lambda repo, patterns, option: two)
     with pytest.raises(UsageError, match=r"name one of them: a\.safetensors, b\.safetensors"):
         lora_file.parse(["some/lora"])
 

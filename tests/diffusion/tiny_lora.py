@@ -9,7 +9,14 @@ import torch
 
 RANK = 4
 LAYERS = {
-    "transformer": ["attn.to_q", "attn.to_v", "attn.add_k_proj", "attn.to_out.0", "ff.net.0.proj", "proj_out"],
+    "transformer": [
+        "attn.to_q",
+        "attn.to_v",
+        "attn.add_k_proj",
+        "attn.to_out.0",
+        "ff.net.0.proj",
+        "proj_out",
+    ],
     "unet": ["attn1.to_q", "attn2.to_k", "attn2.to_v", "attn1.to_out.0", "conv1"],
     "text": ["q_proj", "v_proj", "fc1"],
 }
@@ -25,7 +32,10 @@ def make_lora(pipeline: Any, file: Path, seed: int = 0, text: bool = True) -> Pa
             continue
         model = getattr(pipeline, part)
         config = LoraConfig(
-            r=RANK, lora_alpha=2 * RANK, init_lora_weights=False, target_modules=LAYERS.get(part, LAYERS["text"])
+            r=RANK,
+            lora_alpha=2 * RANK,
+            init_lora_weights=False,
+            target_modules=LAYERS.get(part, LAYERS["text"]),
         )
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -52,7 +62,7 @@ def make_kohya_lora(pipeline: Any, file: Path, seed: int = 5) -> Path:
             + "lora_te1_text_model_" * hasattr(pipeline, "text_encoder_2")
             + name.replace(".", "_"): module.weight.shape
             for name, module in pipeline.text_encoder.named_modules()
-            if name.endswith("q_proj")
+            if name.endswith(("q_proj", "out_proj"))
         }
     else:
         width = pipeline.transformer.inner_dim

@@ -88,7 +88,12 @@ class FluxDenoiser(LatentDenoiser):
         device = self.device
         rows, cols = h // PATCH, w // PATCH
         prompt = self._text(text, "prompt_embeds", batch)
+        if (seen := self._image(conditioning, "image_tokens", batch)) is not None:
+            prompt = torch.cat([prompt, seen], dim=1)
         context = lay_out(prompt, adapted(conditioning.dino, self._adapter, device), (rows, cols))
+        attention: dict[str, Any] = dict(context.attention(rows * cols))
+        if (seen := self._image(conditioning, "image_embeds", batch)) is not None:
+            attention["ip_adapter_image_embeds"] = [seen]
         velocity: Tensor = self._core(
             hidden_states=self._place.put(pack(x)),
             timestep=torch.full((batch,), sigma, device=device),
@@ -99,7 +104,7 @@ class FluxDenoiser(LatentDenoiser):
             encoder_hidden_states=context.tokens,
             txt_ids=context.positions,
             img_ids=position_ids(rows, cols, device),
-            joint_attention_kwargs=context.attention(rows * cols),
+            joint_attention_kwargs=attention,
             return_dict=False,
         )[0]
         return unpack(velocity.float(), h, w)

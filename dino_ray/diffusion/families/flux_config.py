@@ -106,7 +106,9 @@ LORA = LoraLayers(
         r"(single_transformer_blocks_\d+_(attn_to_[qkv]|proj_mlp)|transformer_blocks_\d+_attn_to_[qkv])$"
         r"|single_blocks_\d+_linear1$|double_blocks_\d+_img_(attn_qkv|mlp_0)$"
     ),
-    width=lambda config: int(config.get("num_attention_heads", 24)) * int(config.get("attention_head_dim", 128)),
+    width=lambda config: (
+        int(config.get("num_attention_heads", 24)) * int(config.get("attention_head_dim", 128))
+    ),
     published={3072: "FLUX.1"},
     blocks=_blocks,
 )
@@ -121,6 +123,7 @@ FAMILY = Family(
     module="dino_ray.diffusion.families.flux",
     describe=describe,
     lora=LORA,
+    image_prompts={"redux": text_width, "ip-adapter": text_width},
     tiny_vae="madebyollin/taef1",
 )
 """Kontext, Control and Fill, which take a reference, a control or a mask as more tokens or channels, are others."""

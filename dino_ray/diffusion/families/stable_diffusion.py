@@ -56,16 +56,19 @@ class StableDiffusionDenoiser(LatentDenoiser):
 
     def _answer(self, x: Tensor, sigma: float, text: Embeddings, conditioning: Conditioning) -> Tensor:
         batch = len(x)
-        added = None
+        added: dict[str, Any] = {}
+        name = "image_embeds" if text is conditioning.text else "negative_image_embeds"
+        if (seen := self._image(conditioning, name, batch)) is not None:
+            added["image_embeds"] = [seen]
         if self._description.family == "sdxl":
             pooled = self._text(text, "pooled_prompt_embeds", batch)
             sizes = self._size_ids(x, pooled.shape[-1], positive=text is conditioning.text)
-            added = {"text_embeds": pooled, "time_ids": sizes}
+            added |= {"text_embeds": pooled, "time_ids": sizes}
         answer: Tensor = self._core(
             self._place.put(x / _length(sigma)),
             torch.full((batch,), self._schedule.timestep(sigma), device=self.device),
             encoder_hidden_states=self._text(text, "prompt_embeds", batch),
-            added_cond_kwargs=added,
+            added_cond_kwargs=added or None,
             return_dict=False,
         )[0]
         return answer.float()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from dino_ray.diffusion.denoiser import Description
 from dino_ray.diffusion.families.discrete_schedule import DiscreteSchedule
@@ -60,13 +62,17 @@ def describe(name: str, configs: Configs) -> Description:
     )
 
 
+def _text_width(unet: Mapping[str, Any]) -> int:
+    return int(unet["cross_attention_dim"])
+
+
 LORA = LoraLayers(
     names=re.compile(
         r"(down_blocks|up_blocks|input_blocks|output_blocks)_\d+_|mid_block_|middle_block_"
         r"|(conv_in|conv_out|time_embedding|add_embedding|time_embed|label_emb|out)(_|$)"
     ),
     probe=re.compile(r".*_attn2_to_[kv]$"),
-    width=lambda config: int(config["cross_attention_dim"]),
+    width=_text_width,
     published={
         768: "Stable Diffusion 1.x",
         1024: "Stable Diffusion 2.x",
@@ -86,6 +92,7 @@ FAMILY = Family(
     module="dino_ray.diffusion.families.stable_diffusion",
     describe=describe,
     lora=LORA,
+    image_prompts={"ip-adapter": _text_width, "ip-adapter-plus": _text_width},
     tiny_vae="madebyollin/taesd",
 )
 
@@ -99,6 +106,7 @@ XL = Family(
     module="dino_ray.diffusion.families.stable_diffusion",
     describe=describe,
     lora=LORA,
+    image_prompts={"ip-adapter": _text_width, "ip-adapter-plus": _text_width},
     optional=frozenset({"text_encoder"}),
     tiny_vae="madebyollin/taesdxl",
 )
