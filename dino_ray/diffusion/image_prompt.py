@@ -13,7 +13,7 @@ from dino_ray.diffusion import image_prompt_file
 from dino_ray.diffusion.components import PartFiles, load_model, load_tokenizer
 from dino_ray.diffusion.denoiser import Embeddings
 from dino_ray.diffusion.families.family import Configs
-from dino_ray.diffusion.families.stock_text import bare_pipeline
+from dino_ray.diffusion.families.stock_text import bare_pipeline, quiet
 from dino_ray.diffusion.image_prompt_file import ImagePrompt
 from dino_ray.errors import JobError
 
@@ -111,7 +111,7 @@ def attach(prompt: ImagePrompt, part: str, core: Any, configs: Configs) -> None:
     if prompt.kind == "redux":
         return
     file = image_prompt_file.files(prompt)["adapter"]
-    with _explained(prompt):
+    with _explained(prompt), quiet():
         pipeline = bare_pipeline(configs, {part: core})
         # Loaders of UNets and of transformers name the encoder differently; it is loaded apart, by who looks.
         pipeline.load_ip_adapter(
@@ -122,6 +122,8 @@ def attach(prompt: ImagePrompt, part: str, core: Any, configs: Configs) -> None:
             image_encoder_folder=None,
             image_encoder_pretrained_model_name_or_path=None,
         )
+        if lacking := next((name for name, value in core.named_parameters() if value.is_meta), None):
+            raise ValueError(f"it has no weights for {lacking}")
         pipeline.set_ip_adapter_scale(prompt.scale)
 
 

@@ -189,7 +189,8 @@ def _read_header(name: str, path: Path) -> _Header:
         "proj.0.weight": "ip-adapter-plus",
     }
     kind = next((key for key in known if key in looks), None)
-    if not reads or kind is None or any("lora" in key for key in shapes):
+    of_faces = "norm.weight" in looks and "proj.2.weight" in looks  # which read no CLIP
+    if not reads or kind is None or of_faces or any("lora" in key for key in shapes):
         raise UsageError(
             f"{_OPTION} {name}: is no IP-Adapter of the plain, plus or full-face kind; give one, or FLUX.1 Redux"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,7 +66,8 @@ class Loras:
             return
         weights: dict[str, float] = {}
         for i, lora in enumerate(self.loras):
-            with _explained(lora):
+            with _explained(lora), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Already found a `peft_config`")  # it is meant to have several
                 if self._attach(f"lora_{i}", lora, part, model):
                     weights[f"lora_{i}"] = lora.weight
         if weights:

@@ -130,6 +130,7 @@ def test_fluxs_ip_adapter_gives_the_latents_of_the_stock_pipeline(flux, tmp_path
         tmp_path,
         weight_name=file.name,
         image_encoder_pretrained_model_name_or_path=tmp_path / "image_encoder",
+        image_encoder_dtype=torch.float32,
     )
     stock.set_ip_adapter_scale(SCALE)
     text = loading.encode_text(str(flux.model), "a red fox", "cpu")
@@ -159,7 +160,7 @@ def test_tiles_of_a_batch_are_told_what_each_shows(unets):
     assert (predicted(x[:1], [others[1]]) - together[:1]).abs().max() > 1e-4
 
 
-def test_a_whole_job_looks_at_the_image_once_or_at_each_tile(unets, monkeypatch):
+def test_a_whole_job_looks_at_the_image_once_or_at_each_tile(flux, monkeypatch):
     from dino_ray.diffusion.image_prompt import ImageEncoder
 
     looked, once = [], ImageEncoder.__call__
@@ -173,17 +174,17 @@ def test_a_whole_job_looks_at_the_image_once_or_at_each_tile(unets, monkeypatch)
         looked.clear()
         job = {"scale": 2, "tile": 64, "overlap": 8, "steps": 1, "denoise": 0.5, "dino_strength": 0, "adaptive": 0,
                "verify": False, "consistency": 0, "address": "none", "color_lock": "off"}  # fmt: skip
-        image, _ = dino_ray.upscale(LEVELS[:32], model=str(unets.model), prompt="a red fox", **job, **options)
+        image, _ = dino_ray.upscale(LEVELS[:32], model=str(flux.model), prompt="a red fox", **job, **options)
         return np.asarray(image, np.float32)
 
     plain = made()
     assert looked == []
-    image = made(image_prompt=str(unets.file))
+    image = made(image_prompt=str(flux.redux))
     assert looked == [[(32, 60, 3)]]
-    tile = made(image_prompt=str(unets.file), image_prompt_of="tile")
+    tile = made(image_prompt=str(flux.redux), image_prompt_of="tile")
     assert len(looked) > 1
     assert {shape for shapes in looked for shape in shapes} == {(64, 64, 3)}
-    less = made(image_prompt=str(unets.file), image_prompt_scale=0.2)
+    less = made(image_prompt=str(flux.redux), image_prompt_scale=0.2)
     for one, other in ((plain, image), (image, tile), (image, less)):
         assert np.abs(one - other).max() >= 1
 
@@ -237,10 +238,10 @@ def test_damaged_or_missing_weights_are_said(unets, tmp_path):
     gone = next(name for name in weights if name.startswith("ip_adapter.3"))
     save_file({name: value for name, value in weights.items() if name != gone}, file)
     prompt = prompt_of(file)
-    with pytest.raises(JobError, match="--image-prompt .*can't be applied"):
+    with pytest.raises(JobError, match=r"--image-prompt .*can't be applied"):
         load(unets.model, prompt)
     (tmp_path / "image_encoder" / "model.safetensors").unlink()
-    with pytest.raises(UsageError, match="has no .safetensors file"):
+    with pytest.raises(UsageError, match=r"has no \.safetensors file"):
         loading.load_image_encoder(prompt, "cpu")
 
 

@@ -75,14 +75,18 @@ def make_ip_adapter(file: Path, core: Any, kind: Literal["plain", "plus"] = "pla
             "proj_out.bias": draw(reads),
             "norm_out.weight": 1 + draw(reads),
             "norm_out.bias": draw(reads),
-            "layers.0.0.to_q.weight": draw(HEAD, HEAD),
-            "layers.0.0.to_kv.weight": draw(2 * HEAD, HEAD),
-            "layers.0.0.to_out.weight": draw(HEAD, HEAD),
-            "layers.0.1.1.weight": draw(2 * HEAD, HEAD),
-            "layers.0.1.3.weight": draw(HEAD, 2 * HEAD),
         }
-        for norm in ("0.norm1", "0.norm2", "1.0"):
-            look |= {f"layers.0.{norm}.weight": 1 + draw(HEAD), f"layers.0.{norm}.bias": draw(HEAD)}
+        for i in range(4):  # as many as diffusers knows
+            layer = f"layers.{i}"
+            look |= {
+                f"{layer}.0.to_q.weight": draw(HEAD, HEAD),
+                f"{layer}.0.to_kv.weight": draw(2 * HEAD, HEAD),
+                f"{layer}.0.to_out.weight": draw(HEAD, HEAD),
+                f"{layer}.1.1.weight": draw(4 * HEAD, HEAD),
+                f"{layer}.1.3.weight": draw(HEAD, 4 * HEAD),
+            }
+            for norm in ("0.norm1", "0.norm2", "1.0"):
+                look |= {f"{layer}.{norm}.weight": 1 + draw(HEAD), f"{layer}.{norm}.bias": draw(HEAD)}
     weights = {
         f"{'ip_adapter_proj_model' if flux else 'image_proj'}.{name}": value for name, value in look.items()
     }

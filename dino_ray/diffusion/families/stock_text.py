@@ -34,4 +34,18 @@ def bare_pipeline(configs: Configs, parts: Mapping[str, Any]) -> Any:
         for name, parameter in inspect.signature(cls.__init__).parameters.items()
         if name != "self" and parameter.default is inspect.Parameter.empty
     ]
-    return cls(**dict.fromkeys(wanted) | dict(parts))
+    with quiet():
+        return cls(**dict.fromkeys(wanted) | dict(parts))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Leave out what diffusers has to say of a pipeline without a safety checker, or an image encoder."""
+    from diffusers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
