@@ -100,9 +100,36 @@ class UpscaleConfig(BaseModel):
         description="What each tile is told to show, for models that take text: style and quality rather than what the "
         "whole picture is of, which would be drawn into every tile. Default: a general one that suits the model.",
     )
+    prompts: str | None = Field(
+        default=None,
+        min_length=1,
+        description="JSON or GeoJSON file of regions of the source, each with a prompt of its own; the rest of the "
+        "picture gets --prompt. See docs/models.md. Default: none.",
+    )
+    captioner: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Python function, package.module:function, that is shown parts of the source as arrays and says "
+        "what each shows; tiles are told that, followed by --prompt. Default: none.",
+    )
     negative_prompt: str | None = Field(
         default=None,
         description="What is to be kept out, for models with classifier-free guidance. Default: nothing.",
+    )
+    controlnet: str | None = Field(
+        default=None,
+        min_length=1,
+        description="ControlNet that holds each tile to its base, such as a tile or an upscaler one: a folder or a hub "
+        "id. Default: none.",
+    )
+    control_scale: float = Field(
+        default=0.6, ge=0, le=2, description="How firmly the ControlNet holds; 1 as it was trained, 0 is off."
+    )
+    control_start: float = Field(
+        default=0.0, ge=0, le=1, description="Part of the steps after which the ControlNet begins."
+    )
+    control_end: float = Field(
+        default=1.0, ge=0, le=1, description="Part of the steps after which the ControlNet ends."
     )
     cfg: float | None = Field(
         default=None,

@@ -24,6 +24,10 @@ _SETTLED = (
         "steps",
         "sampler",
         "prompt",
+        "regions",
+        "captioner",
+        "control_scale",
+        "control_range",
         "negative_prompt",
         "cfg",
         "tile",
@@ -40,7 +44,7 @@ _SETTLED = (
     ),
 )
 """Options as ``resolve`` has settled them."""
-_GIVEN = ("model", "dtype", "threads", "page", "to_srgb")
+_GIVEN = ("model", "controlnet", "dtype", "threads", "page", "to_srgb")
 """Options as they were given."""
 _IMAGE_PROMPT = ("image_prompt", "image_prompt_of", "image_prompt_scale")
 
@@ -82,7 +86,13 @@ def of_pixels(
         "a source of": of_source(source, stop),
         "weights": {
             name: of_weights(name)
-            for name in (config.model, settings.dino, settings.dino_adapter, settings.sketch)
+            for name in (
+                config.model,
+                config.controlnet,
+                settings.dino,
+                settings.dino_adapter,
+                settings.sketch,
+            )
             if name
         }
         | {lora.location: of_weights(str(local_path(lora))) for lora in settings.model_options.loras}

@@ -204,7 +204,19 @@ def image_task(
 
 
 _TASK_SETTINGS = (
-    *("denoise", "steps", "sampler", "seed", "cfg", "prompt", "negative_prompt", "batch"),
+    *(
+        "denoise",
+        "steps",
+        "sampler",
+        "seed",
+        "cfg",
+        "prompt",
+        "regions",
+        "negative_prompt",
+        "control_scale",
+        "control_range",
+        "batch",
+    ),
     *("dino_tokens", "dino_strength", "adaptive", "verify", "consistency", "color_lock"),
     *("text_sees_source", "image_prompt"),
 )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dino_ray.diffusion.model_options import ModelOptions
     from dino_ray.dino.loading import Dino
     from dino_ray.engine.protocol import ReplicaSpec, TextArrays
+    from dino_ray.prompts import Captioner
     from dino_ray.upsample import Upsampler
 
 DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -48,6 +49,7 @@ def replica_spec(config: UpscaleConfig, settings: Settings) -> ReplicaSpec:
         image=partial(_load_image_encoder, settings.model_options, device, config.dtype)
         if settings.image_prompt
         else None,
+        captioner=partial(_find_captioner, settings.captioner) if settings.captioner else None,
         threads=config.threads,
         torch=settings.model is not None or settings.base == "net",
     )
@@ -95,3 +97,9 @@ def _encode_text(
         prompt: {name: value.numpy() for name, value in embeddings.items()}
         for prompt, embeddings in encoded.items()
     }
+
+
+def _find_captioner(name: str) -> Captioner:
+    from dino_ray.prompts import find_captioner
+
+    return find_captioner(name)

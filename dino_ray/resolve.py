@@ -12,6 +12,7 @@ from dino_ray.config import PRESET_STEPS, UpscaleConfig, option_name
 from dino_ray.diffusion.model_options import AS_PUBLISHED, ModelOptions
 from dino_ray.errors import UsageError
 from dino_ray.plan.geometry import Grid, Scaling, make_grid
+from dino_ray.prompts import Region, find_captioner, read_regions
 from dino_ray.raster.export import ExportOptions
 from dino_ray.raster.metadata import panorama
 from dino_ray.raster.source import ReadOptions, SourceInfo
@@ -44,7 +45,10 @@ MODEL_OPTIONS = (
         "steps",
         "sampler",
         "prompt",
+        "prompts",
+        "captioner",
         "negative_prompt",
+        "controlnet",
         "cfg",
         "dino",
         "dino_strength",
@@ -56,6 +60,9 @@ MODEL_OPTIONS = (
     *("adaptive", "verify", "consistency", "color_lock", "seed", "dtype", "batch"),
 )
 """Options that only a diffusion model can honour."""
+
+CONTROL_OPTIONS = ("control_scale", "control_start", "control_end")
+"""Options that only a ControlNet can honour."""
 
 TORCH_OPTIONS = ("device", "threads", "gpus_per_worker")
 """Options that only a net can honour, of diffusion or not."""
@@ -73,7 +80,13 @@ class Settings:
     steps: int
     sampler: Literal["euler", "heun"]
     prompt: str
+    regions: tuple[Region, ...]
+    """Where tiles are told something else."""
+    captioner: str | None
     negative_prompt: str | None
+    control_scale: float
+    control_range: tuple[float, float]
+    """Part of the steps in which a ControlNet acts."""
     text_sees_source: bool
     """The model's text encoder looks at the source."""
     cfg: float | None
@@ -117,6 +130,11 @@ class Settings:
         UsageError
             If its edges are to meet, and can't.
         """
+        scaling, grid = self._layout(info)
+        self._check_prompts(info, grid)
+        return scaling, grid
+
+    def _layout(self, info: SourceInfo) -> tuple[Scaling, Grid]:
         scaling = Scaling.from_factor(info.width, info.height, self.scale)
         if self.wrap == "off" or (self.wrap == "auto" and not _is_panorama(info)):
             return scaling, self._grid(scaling, wrap=False)
@@ -127,6 +145,21 @@ class Settings:
                 raise
             log.warning("%s: is a 360° panorama, whose edges will not quite meet: %s", info.name, error)
             return scaling, self._grid(scaling, wrap=False)
+
+    def _check_prompts(self, info: SourceInfo, grid: Grid) -> None:
+        """Warn of what is told to tiles that do not show it."""
+        if self.model is not None and grid.n_tiles > 1 and self.prompt not in ("", self.model.prompt):
+            log.warning(
+                "--prompt is told to each of the %s tiles of %s, and what only a part of the picture shows may be "
+                "drawn into all of them: name style and quality, or give regions their own with --prompts",
+                *(f"{grid.n_tiles:,}", info.name),
+            )
+        for region in self.regions:
+            if not region.touches(info.width, info.height):
+                log.warning(
+                    "--prompts: the region of %r lies outside %s, which has %d × %d px",
+                    *(region.prompt, info.name, info.width, info.height),
+                )
 
     def _grid(self, scaling: Scaling, *, wrap: bool) -> Grid:
         # Only a model's latents tie the circle to a lattice.
@@ -155,10 +188,12 @@ def resolve(config: UpscaleConfig) -> Settings:
         raise UsageError("--shared: says that every node sees the job directory; name it with --job-dir")
     if config.model == NO_MODEL:
         return _without_model(config)
-    from dino_ray.diffusion import loading, lora_file
+    from dino_ray.diffusion import loading
 
-    options = ModelOptions(loras=lora_file.parse(config.lora), image_prompt=_image_prompt(config))
+    options = _model_options(config)
     model = loading.describe(config.model, config.dino_adapter, options)
+    if options.controlnet is not None and not model.takes_control:
+        raise UsageError(f"--controlnet: the model {model.name} takes none; leave it out")
     base: Literal["net", "lanczos"] = "lanczos" if config.base == "lanczos" else "net"
     denoise = config.denoise if config.denoise is not None else model.denoise
     cfg = config.cfg if config.cfg is not None else model.cfg
@@ -191,7 +226,11 @@ def resolve(config: UpscaleConfig) -> Settings:
         steps=steps,
         sampler=config.sampler,
         prompt=config.prompt if config.prompt is not None else model.prompt,
+        regions=read_regions(config.prompts) if config.prompts is not None else (),
+        captioner=config.captioner,
         negative_prompt=_negative_prompt(config, model, cfg),
+        control_scale=config.control_scale if options.controlnet is not None else 0.0,
+        control_range=(config.control_start, config.control_end),
         text_sees_source=model.reads_picture,
         cfg=cfg,
         tile=tile,
@@ -239,7 +278,11 @@ def _refuse(config: UpscaleConfig, fields: Sequence[str], why: str) -> None:
 
 
 def _without_model(config: UpscaleConfig) -> Settings:
-    _refuse(config, (*MODEL_OPTIONS, "denoise"), "needs a diffusion model; leave it out with --model none")
+    _refuse(
+        config,
+        (*MODEL_OPTIONS, *CONTROL_OPTIONS, "denoise"),
+        "needs a diffusion model; leave it out with --model none",
+    )
     if config.base != "net":
         _refuse(
             config, TORCH_OPTIONS, "has nothing to act on: Lanczos resampling runs as it is; leave it out"
@@ -253,7 +296,11 @@ def _without_model(config: UpscaleConfig) -> Settings:
         steps=0,
         sampler=config.sampler,
         prompt="",
+        regions=(),
+        captioner=None,
         negative_prompt=None,
+        control_scale=0.0,
+        control_range=(0.0, 1.0),
         text_sees_source=False,
         cfg=None,
         tile=config.tile if config.tile is not None else BASE_TILE[base],
@@ -312,11 +359,34 @@ def _check_placement(config: UpscaleConfig) -> None:
         raise UsageError("--gpus-per-worker: --address none places nothing; choose with --device")
 
 
-def _check_conditioning(config: UpscaleConfig, model: Description, denoise: float, cfg: float | None) -> None:
-    if config.prompt and not model.takes_text:
+def _model_options(config: UpscaleConfig) -> ModelOptions:
+    from dino_ray.diffusion import lora_file
+
+    if config.controlnet is None:
+        _refuse(config, CONTROL_OPTIONS, "has nothing to act on without --controlnet; leave it out")
+    elif config.control_scale == 0:
+        raise UsageError("--controlnet: has no effect at --control-scale 0; leave one of them out")
+    elif config.control_start >= config.control_end:
         raise UsageError(
-            f"--prompt: the model {model.name} takes no text; leave it out, or name a model that does"
+            f"--control-end {config.control_end:g}: must lie after --control-start {config.control_start:g}"
         )
+    return ModelOptions(
+        loras=lora_file.parse(config.lora),
+        image_prompt=_image_prompt(config),
+        controlnet=config.controlnet,
+    )
+
+
+def _check_conditioning(config: UpscaleConfig, model: Description, denoise: float, cfg: float | None) -> None:
+    for name in ("prompt", "prompts", "captioner"):
+        if getattr(config, name) and not model.takes_text:
+            raise UsageError(
+                f"--{name}: the model {model.name} takes no text; leave it out, or name a model that does"
+            )
+    if config.prompts is not None and config.captioner is not None:
+        raise UsageError("--captioner: --prompts says already what regions show; leave one of them out")
+    if config.captioner is not None:
+        find_captioner(config.captioner)
     if config.cfg is not None and model.guidance == "none":
         raise UsageError(f"--cfg: the model {model.name} takes no guidance scale; leave it out")
     if config.negative_prompt is not None and model.guidance != "classifier-free":

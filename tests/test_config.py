@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import make_tiny_flux
 
 from dino_ray import identity
 from dino_ray.config import PRESETS, UpscaleConfig
 from dino_ray.errors import UsageError
+from dino_ray.raster.source import SourceInfo
 from dino_ray.resolve import resolve
 from dino_ray.workers import Workers
 
@@ -218,3 +220,14 @@ def test_consistency_follows_the_scale_unless_it_is_given() -> None:
     found = [resolve(UpscaleConfig(scale=scale)).consistency for scale in (1, 1.25, 1.5, 4)]
     assert found == [0, 0.5, 1, 1]
     assert resolve(UpscaleConfig(scale=1, consistency=0.3)).consistency == 0.3
+
+
+def test_a_prompt_of_many_tiles_is_warned_of_and_one_of_a_single_tile_is_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = str(make_tiny_flux(tmp_path / "model", "schnell"))
+    settings = resolve(UpscaleConfig.parse({"model": model, "prompt": "a harbour", "tile": 64, "scale": 1}))
+    settings.layout(SourceInfo("s", 64, 64, 3, "uint8", False))
+    assert "--prompt is told" not in caplog.text
+    settings.layout(SourceInfo("s", 640, 64, 3, "uint8", False))
+    assert "--prompt is told to each of the" in caplog.text

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -139,11 +141,42 @@ def test_a_flux_folder_runs_through_the_whole_command(tmp_path: Path, kind: Any)
         assert image.size == (160, 120)
 
 
+def name_colour(part: np.ndarray) -> str:
+    """A captioner."""
+    return "a dark room" if part.mean() < 128 else "snow"
+
+
+def test_tiles_are_told_what_their_region_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_tiny_flux(tmp_path / "model", "schnell")
+    monkeypatch.setitem(sys.modules, "captions", ModuleType("captions"))
+    sys.modules["captions"].name_colour = name_colour  # type: ignore[attr-defined]
+    source = data.astronaut()[:60, :80]
+    right = tmp_path / "regions.json"
+    right.write_text('{"units": "fraction", "regions": [{"prompt": "snow", "box": [0.5, 0, 0.5, 1]}]}')
+    options = {"model": str(folder), "denoise": 0.6, "steps": 1, "tile": 64, "overlap": 16, "base": "lanczos",
+               "batch": 8, "dino_strength": 0, "verify": False, "adaptive": 0, "consistency": 0, "color_lock": "off",
+               "address": "none"}  # fmt: skip
+
+    def made(**more: Any) -> np.ndarray:
+        return np.asarray(dino_ray.upscale(source, **options, **more).image)
+
+    room, snow = made(prompt="a dark room"), made(prompt="snow")
+    by_region = made(prompt="a dark room", prompts=str(right))
+    assert (room != snow).any()
+    assert (by_region[:, :40] == room[:, :40]).all()
+    assert (by_region[:, -40:] == snow[:, -40:]).all()
+    captioned = made(captioner="captions:name_colour", prompt="")
+    assert (captioned == (room if source.mean() < 128 else snow)).all()
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         (["--dino", "/nowhere"], "--dino /nowhere"),
         (["--cfg", "3"], "takes no guidance scale"),
+        (["--negative-prompt", "blur"], "has no classifier-free guidance"),
+        (["--prompts", "absent.json"], "absent.json: can't be read"),
+        (["--captioner", "no.such:thing"], "can't be imported"),
     ],
 )
 def test_what_schnell_cannot_do_is_refused(tmp_path: Path, options: list[str], says: str) -> None:

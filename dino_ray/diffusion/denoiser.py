@@ -6,7 +6,7 @@ clean latents ``x0``, and sampler, guidance and schedule are written once on top
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
@@ -19,6 +19,10 @@ Guidance = Literal["none", "embedded", "classifier-free"]
 Embeddings: TypeAlias = "Mapping[str, Tensor]"
 """Of one prompt, by the family's own names; each with a batch axis first. A sequence whose length varies comes with a
 mask of the same length, ``…_mask``, 1 where a token counts."""
+
+
+MASK = "_mask"
+"""How the names of masks end."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,8 @@ class Description:
     """Its text encoder looks at the picture while it reads the prompt."""
     takes_reference: bool = False
     """It attends to the tile's base beside the latents that it refines."""
+    takes_control: bool = False
+    """A ControlNet holds it to the tile's base."""
     denoise: float = 0.25
     """Noise level to start from unless the user names another."""
     noise_levels: tuple[float, float] = (0.0, 1.0)
@@ -95,6 +101,20 @@ class DinoTokens:
 
 
 @dataclass(frozen=True)
+class Control:
+    """What a ControlNet holds a batch of tiles to."""
+
+    pixels: Tensor
+    """(B, 3, H, W) in [0, 1]."""
+    latents: Tensor
+    """The same, encoded: (B, C, h, w)."""
+    scale: float
+    """Of what the ControlNet adds; 1 as it was trained."""
+    levels: tuple[float, float]
+    """Lowest and highest noise level at which it acts."""
+
+
+@dataclass(frozen=True)
 class Conditioning:
     """All that steers a prediction besides the latents."""
 
@@ -110,6 +130,7 @@ class Conditioning:
     reference: Tensor | None = None
     """(B, C, h, w): latents of the base, where the description asks for them."""
     dino: DinoTokens | None = None
+    control: Control | None = None
 
 
 class Denoiser(Protocol):
@@ -163,3 +184,33 @@ class Denoiser(Protocol):
             What it was, in words that a report can print, such as ``VAE tiling of 512 px``; None: there is none left.
         """
         ...
+
+
+def stacked(prompts: Sequence[Embeddings]) -> Embeddings:
+    """Embeddings of several prompts as those of one batch, for each tile its own: (B, …).
+
+    Where sequences differ in length, the shorter ones are filled up with zeros, which their masks do not count.
+
+    Raises
+    ------
+    ValueError
+        Where they differ in length, and have no mask.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    made = {}
+    for name in prompts[0]:
+        values = [embeddings[name] for embeddings in prompts]
+        longest = max(value.shape[1] for value in values)
+        if any(value.shape[1] != longest for value in values):
+            if not any(
+                name.startswith(mask.removesuffix(MASK)) for mask in prompts[0] if mask.endswith(MASK)
+            ):
+                raise ValueError(
+                    f"the embeddings {name!r} differ in length from prompt to prompt, and have no mask"
+                )
+            behind = (0, 0) * (values[0].dim() - 2)
+            values = [F.pad(value, (*behind, 0, longest - value.shape[1])) for value in values]
+        made[name] = torch.cat(values)
+    return made

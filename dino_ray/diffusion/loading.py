@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dino_ray.diffusion import adapter_file, image_prompt_file, lora_file, model_files
+from dino_ray.diffusion import adapter_file, controlnet_files, image_prompt_file, lora_file, model_files
 from dino_ray.diffusion.catalogue import ALIASES, KNOWN, KnownModel
 from dino_ray.diffusion.denoiser import Denoiser, Description, Embeddings
 from dino_ray.diffusion.device import pick_device, pick_dtype
@@ -81,6 +82,9 @@ def describe(model: str, adapter: str | None = None, options: ModelOptions = AS_
         if options.image_prompt is not None:
             image_prompt_file.check(options.image_prompt, ref.name, family, denoiser_config(configs))
         model_files.check_weights(ref, (*family.parts, *family.text_parts(configs["index"])))
+        if options.controlnet is not None:
+            controlnet_files.describe(options.controlnet, family, configs)
+            description = replace(description, takes_control=True)
     if adapter is None:
         return description
     return adapter_file.describe(adapter, adapter_target(ref)).applied_to(description)
@@ -197,6 +201,13 @@ def _load(ref: ModelRef, device: str, dtype: str, sketch: str | None, options: M
         models["tiny_vae"] = components.load_tiny_vae(
             model_files.fetch_tiny_vae(sketch), description, precision, device
         )
+    if options.controlnet is not None:
+        kind = controlnet_files.describe(options.controlnet, family, configs)
+        found = components.PartFiles(
+            "controlnet", "diffusers", kind, controlnet_files.fetch(options.controlnet)
+        )
+        models["controlnet"] = components.load_model(found, precision, device)
+        description = replace(description, takes_control=True)
     places = dict.fromkeys(models, Place(torch.device(device), precision))
     return _module(family).build(Loaded(models, places), configs, description)
 

@@ -67,7 +67,9 @@ class Loras:
         weights: dict[str, float] = {}
         for i, lora in enumerate(self.loras):
             with _explained(lora), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Already found a `peft_config`")  # it is meant to have several
+                warnings.filterwarnings(
+                    "ignore", "Already found a `peft_config`"
+                )  # it is meant to have several
                 if self._attach(f"lora_{i}", lora, part, model):
                     weights[f"lora_{i}"] = lora.weight
         if weights:

@@ -19,6 +19,8 @@ class ModelOptions:
     """What is added to its weights."""
     image_prompt: ImagePrompt | None = None
     """What lets a picture speak beside the prompt."""
+    controlnet: str | None = None
+    """A folder or a hub id."""
 
 
 AS_PUBLISHED = ModelOptions()

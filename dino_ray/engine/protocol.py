@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from dino_ray.fidelity.record import TileFidelity
 from dino_ray.plan.geometry import Grid, Rect, Scaling
+from dino_ray.prompts import Captioner, Region
 from dino_ray.raster.canvas import Canvas
 from dino_ray.raster.source import SourceInfo
 
@@ -63,6 +64,8 @@ class ReplicaSpec:
     image: Callable[[], Callable[[Sequence[np.ndarray]], Embeddings]] | None = None
     """What looks at the pictures of an image prompt, each (h, w, 3) in [0, 1], and makes embeddings of them; None:
     there is none. Where it looks at the whole source, only one replica, for one call, holds it."""
+    captioner: Callable[[], Captioner] | None = None
+    """None: what regions show is not looked for."""
     threads: int = 1
     """CPU threads of its torch."""
     torch: bool = True
@@ -81,6 +84,8 @@ class Guide:
     """Thresholds of the DINO model that guides and judges; None: there is none."""
     grain: Grain | None = None
     """How far the source's own pixels are to be believed; None: nobody asks."""
+    regions: tuple[Region, ...] = ()
+    """Where tiles are told something else than the general prompt."""
     text: Mapping[str, TextArrays] = field(default_factory=dict)
     """Embeddings by prompt, the negative one among them."""
     image: TextArrays = field(default_factory=dict)
@@ -101,8 +106,15 @@ class ImageTask:
     seed: int = 0
     cfg: float | None = None
     prompt: str = ""
+    """What tiles are told that lie in no region."""
+    regions: tuple[Region, ...] = ()
+    """What tiles are told that do. A captioner's come on top."""
     negative_prompt: str | None = None
     """None: nothing is to be avoided."""
+    control_scale: float = 0.0
+    """Of a ControlNet; 0: it is not asked."""
+    control_range: tuple[float, float] = (0.0, 1.0)
+    """The part of the steps in which it is."""
     text_sees_source: bool = False
     """Whether the model's text encoder looks at the source while it reads the prompt."""
     image_prompt: Literal["image", "tile"] | None = None
@@ -125,10 +137,9 @@ class ImageTask:
     """Whether every node finds the stores of source and canvas under the names that the driver knows them by."""
 
     @property
-    def prompts(self) -> tuple[str, ...]:
-        """All that has to be encoded."""
-        negative = () if self.negative_prompt is None else (self.negative_prompt,)
-        return tuple(dict.fromkeys((self.prompt, *negative)))
+    def size(self) -> tuple[int, int]:
+        """Width and height of the source, source_px."""
+        return self.source.info.width, self.source.info.height
 
 
 @dataclass(frozen=True)

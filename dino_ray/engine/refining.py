@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dino_ray.diffusion.denoiser import Conditioning, DinoTokens
+from dino_ray.diffusion.denoiser import Conditioning, Control, DinoTokens, stacked
 from dino_ray.diffusion.sampler import sample
 from dino_ray.engine.protocol import Guide, ImageTask
 from dino_ray.engine.verifying import Draft, Refined, Tile, verified
@@ -17,6 +17,7 @@ from dino_ray.engine.watch import Stop, Stopwatch, heed
 from dino_ray.fidelity.flat import block_side, is_flat
 from dino_ray.plan import noise
 from dino_ray.plan.geometry import Rect
+from dino_ray.prompts import prompt_for
 
 if TYPE_CHECKING:
     import torch
@@ -119,14 +120,18 @@ def _draft(
     rects, device = [tile.rect for tile in tiles], denoiser.device
     heed(stop)
     with watch("encode"):
-        base = denoiser.encode(torch.from_numpy(_planes([tile.base for tile in tiles])).to(device))
+        pixels = torch.from_numpy(_planes([tile.base for tile in tiles])).to(device)
+        base = denoiser.encode(pixels)
     with watch("steps"):
         _, channels, h, w = base.shape
         field = [_noise(task, rect, denoiser.description.latent_scale, channels) for rect in rects]
         level = denoiser.description.within(effort.denoise)  # which a gentler try may have left
         sigmas = denoiser.sigmas(level, task.steps, (h, w))
         start = denoiser.noised(base, torch.from_numpy(np.stack(field)).to(device), level)
-        conditioning = _conditioning(denoiser, task, guide, effort.strength, base, rects)
+        conditioning = replace(
+            _conditioning(denoiser, task, guide, effort.strength, base, rects),
+            control=_control(task, pixels, base, sigmas.tolist()),
+        )
         if models.image is not None:
             conditioning = replace(conditioning, image=models.image([tile.base for tile in tiles]))
         amend = _amend(models, task, guide, effort, base, rects, sigmas.tolist(), stop)
@@ -172,20 +177,30 @@ def _conditioning(
         dino = DinoTokens(there(np.stack(crops)), strength)
 
     def text(prompt: str | None) -> Embeddings:
-        return (
-            {name: there(array) for name, array in guide.text.get(prompt, {}).items()}
-            if prompt is not None
-            else {}
-        )
+        arrays = guide.text.get(prompt, {}) if prompt is not None else {}
+        return {name: there(array) for name, array in arrays.items()}
 
+    boxes = [task.scaling.source_box(rect) for rect in rects]
+    closed = task.grid.wrap
+    told = [prompt_for(box, task.size, guide.regions, task.prompt, closed=closed) for box in boxes]
     return Conditioning(
-        text=text(task.prompt),
+        text=text(told[0]) if len(set(told)) == 1 else stacked([text(prompt) for prompt in told]),
         negative=text(task.negative_prompt),
         cfg=task.cfg,
         image={name: there(array) for name, array in guide.image.items()},
         reference=base if denoiser.description.takes_reference else None,
         dino=dino,
     )
+
+
+def _control(task: ImageTask, pixels: Tensor, base: Tensor, levels: Sequence[float]) -> Control | None:
+    """The base, for a ControlNet to hold the tiles to in those steps that lie wholly within its range."""
+    start, end = task.control_range
+    steps = len(levels) - 1
+    acting = [level for i, level in enumerate(levels[:-1]) if start <= i / steps and (i + 1) / steps <= end]
+    if task.control_scale == 0 or not acting:
+        return None
+    return Control(pixels, base, task.control_scale, (min(acting), max(acting)))
 
 
 def _amend(

@@ -30,6 +30,7 @@ from dino_ray.engine.watch import Cancelled, Stop, Stopwatch, heed, never, peak_
 from dino_ray.fidelity.record import TileFidelity
 from dino_ray.plan import blend
 from dino_ray.plan.geometry import Rect, Scaling
+from dino_ray.prompts import CAPTION_SIDE, Region, captioned
 from dino_ray.upsample import base_tile, unit_range
 
 if TYPE_CHECKING:
@@ -116,13 +117,31 @@ class Replica:
                 seen = replace(seen, image={name: value.cpu().numpy() for name, value in embeddings.items()})
         if self._spec.text is None:
             return seen, watch.timings()
+        regions = self._captions(task, watch, stop) or task.regions
+        texts = [task.prompt, *(region.prompt for region in regions), task.negative_prompt]
+        prompts = tuple(dict.fromkeys(text for text in texts if text is not None))
         # A picture that the encoders look at makes every image's embeddings its own.
-        key = (task.prompts, id(task.source) if task.text_sees_source else None)
+        key = (prompts, task.source if task.text_sees_source else None)
         if self._text is None or self._text[0] != key:
             heed(stop)
             with watch("text"):
-                self._text = key, self._spec.text(task.prompts, partial(_reduced, task.source))
-        return replace(seen, text=self._text[1]), watch.timings()
+                self._text = key, self._spec.text(prompts, partial(_reduced, task.source))
+        return replace(seen, regions=regions, text=self._text[1]), watch.timings()
+
+    def _captions(self, task: ImageTask, watch: Stopwatch, stop: Stop) -> tuple[Region, ...]:
+        """What the captioner sees in the source; nothing where there is none."""
+        if self._spec.captioner is None:
+            return ()
+
+        def look(x: int, y: int, w: int, h: int) -> np.ndarray:
+            heed(stop)
+            seen: np.ndarray = np.rint(_reduced(task.source, CAPTION_SIDE, Rect(x, y, w, h)) * 255).astype(
+                np.uint8
+            )
+            return seen
+
+        with watch("captions"):
+            return captioned(self._spec.captioner(), look, *task.size, task.prompt)
 
     def _study(self, task: ImageTask, watch: Stopwatch, stop: Stop) -> Guide:
         """What the source itself says: how grainy it is, and what DINO sees in it."""
@@ -265,16 +284,18 @@ class Replica:
         return self._thrift.in_strips(rect, lambda part: base_tile(read, part, task.scaling, upsampler))
 
 
-def _reduced(source: Readable, side: int) -> np.ndarray:
-    """A source of which neither side exceeds ``side``: (h, w, 3) float32 in [0, 1]."""
+def _reduced(source: Readable, side: int, part: Rect | None = None) -> np.ndarray:
+    """A source, or a part of it (source_px), of which neither side exceeds ``side``: (h, w, 3) float32 in [0, 1]."""
     from dino_ray.dino.resample import Resized
 
-    width, height = source.info.width, source.info.height
-    shrink = min(1.0, side / max(width, height))
-    w, h = max(1, round(width * shrink)), max(1, round(height * shrink))
-    return Resized(lambda rect: rgb(unit_range(source.read(rect))), width, height, w, h).window(
-        Rect(0, 0, w, h)
-    )
+    part = part or Rect(0, 0, source.info.width, source.info.height)
+
+    def read(rect: Rect) -> np.ndarray:
+        return rgb(unit_range(source.read(Rect(part.x + rect.x, part.y + rect.y, rect.w, rect.h))))
+
+    shrink = min(1.0, side / max(part.w, part.h))
+    w, h = max(1, round(part.w * shrink)), max(1, round(part.h * shrink))
+    return Resized(read, part.w, part.h, w, h).window(Rect(0, 0, w, h))
 
 
 def merge(task: ImageTask, cells: Sequence[int], tiles: Mapping[int, np.ndarray]) -> list[Timings]:

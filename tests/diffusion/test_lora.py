@@ -251,13 +251,15 @@ def test_models_that_take_none_refuse_one(world, tmp_path):
         resolve(UpscaleConfig(lora=(file,), model="none"))
 
 
-def test_a_header_is_judged_without_torch(world):
+def test_a_header_is_judged_without_torch(tmp_path):
+    model, file = make_tiny_flux(tmp_path / "flux"), tmp_path / "x.safetensors"
+    save_file({"transformer.transformer_blocks.0.attn.to_q.lora_A.weight": torch.zeros(4, 32)}, file)
     program = (
         "import sys; from dino_ray.config import UpscaleConfig; from dino_ray.resolve import resolve; "
         "resolve(UpscaleConfig(model=sys.argv[1], lora=sys.argv[2:], dino_strength=0, adaptive=0, verify=False)); "
         "print([name for name in ('torch', 'diffusers', 'peft') if name in sys.modules])"
     )
-    call = [sys.executable, "-c", program, world.model, *map(str, world.files.values())]
+    call = [sys.executable, "-c", program, str(model), str(file)]
     assert subprocess.run(call, capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 

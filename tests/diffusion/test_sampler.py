@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dino_ray.diffusion.denoiser import Conditioning
+from dino_ray.diffusion.denoiser import Conditioning, stacked
 from dino_ray.diffusion.sampler import METHODS, sample, step
 
 NOTHING = Conditioning()
@@ -128,3 +128,16 @@ def test_each_prediction_can_be_amended_before_it_is_used() -> None:
         torch.testing.assert_close(made, torch.full_like(x, 0.25))
         assert len(heard) == calls
         assert heard[0] == pytest.approx(0.6)
+
+
+def test_prompts_of_other_lengths_are_stacked_where_masks_tell_what_counts():
+    short = {"words": torch.ones(1, 2, 4), "words_mask": torch.ones(1, 2), "pooled": torch.zeros(1, 3)}
+    long = {"words": 2 * torch.ones(1, 5, 4), "words_mask": torch.ones(1, 5), "pooled": torch.ones(1, 3)}
+    both = stacked([short, long])
+    assert both["words"].shape == (2, 5, 4)
+    assert both["words_mask"].tolist() == [[1, 1, 0, 0, 0], [1] * 5]
+    assert torch.equal(both["words"][0, :2], short["words"][0])
+    assert not both["words"][0, 2:].any()
+    assert torch.equal(both["pooled"], torch.tensor([[0.0] * 3, [1.0] * 3]))
+    with pytest.raises(ValueError, match="no mask"):
+        stacked([{"words": short["words"]}, {"words": long["words"]}])

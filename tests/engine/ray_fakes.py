@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -56,9 +56,9 @@ def load_except_on(node_file: Path) -> Shade:
     return Shade()
 
 
-def long_text(prompt: str) -> dict[str, np.ndarray]:
+def long_text(prompts: Sequence[str], picture: object) -> dict[str, dict[str, np.ndarray]]:
     """Embeddings too large to travel with an answer."""
-    return {"embeddings": np.ones(10**6, np.float32)}
+    return {prompt: {"embeddings": np.ones(10**6, np.float32)} for prompt in prompts}
 
 
 def picky(node_file: Path) -> ReplicaSpec:

@@ -41,7 +41,7 @@ def asked_on(asked: Path) -> list[str]:
     return asked.read_text().split() if asked.exists() else []
 
 
-def hang_when_first_asked(asked: Path, prompt: str) -> dict[str, np.ndarray]:
+def hang_when_first_asked(asked: Path, prompts: object, picture: object) -> dict[str, dict[str, np.ndarray]]:
     first = not asked.exists()
     asked.touch()
     if first:
@@ -49,7 +49,7 @@ def hang_when_first_asked(asked: Path, prompt: str) -> dict[str, np.ndarray]:
     return {}
 
 
-def miss(asked: Path, nodes: int, prompt: str) -> dict[str, np.ndarray]:
+def miss(asked: Path, nodes: int, prompts: object, picture: object) -> dict[str, dict[str, np.ndarray]]:
     """Weights that are missing on so many nodes: the ones that are asked first."""
     before = asked_on(asked)
     if len(before) >= nodes:

@@ -55,6 +55,8 @@ class Family:
     """By what a LoRA for its core is known; None: it takes none."""
     image_prompts: Mapping[ImagePromptKind, Callable[[Mapping[str, Any]], int]] = field(default_factory=dict)
     """Kinds of image prompts that it takes, with the core's config to the channels of the tokens that it reads."""
+    controlnet: str | None = None
+    """Class, in diffusers, of the ControlNets that it takes."""
     tiny_vae: str | None = None
     """On the hub: an ``AutoencoderTiny`` of its latents, for guidance to look through."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from dino_ray.diffusion.families.family import Configs
 from dino_ray.diffusion.families.flow_schedule import Schedule
 from dino_ray.diffusion.families.flux_config import PATCH
 from dino_ray.diffusion.families.flux_text import encode_text
-from dino_ray.diffusion.families.latent_denoiser import LatentDenoiser, Loaded
+from dino_ray.diffusion.families.latent_denoiser import ControlNet, LatentDenoiser, Loaded
 from dino_ray.diffusion.vae import KlVae, Place, TinyDecoder, Vae
 
 __all__ = ["FluxDenoiser", "build", "encode_text", "pack", "position_ids", "unpack"]
@@ -50,7 +51,7 @@ class FluxDenoiser(LatentDenoiser):
     Parameters
     ----------
     transformer : diffusers.FluxTransformer2DModel
-    vae, place, description, tiny
+    vae, place, description, tiny, controlnet
         As `LatentDenoiser` takes them.
     schedule : Schedule
     """
@@ -63,8 +64,9 @@ class FluxDenoiser(LatentDenoiser):
         schedule: Schedule,
         description: Description,
         tiny: TinyDecoder | None = None,
+        controlnet: ControlNet | None = None,
     ) -> None:
-        super().__init__(transformer, vae, place, description, tiny)
+        super().__init__(transformer, vae, place, description, tiny, controlnet)
         self._schedule = schedule
         self._adapter: Adapter | None = None
 
@@ -87,9 +89,7 @@ class FluxDenoiser(LatentDenoiser):
         batch, _, h, w = x.shape
         device = self.device
         rows, cols = h // PATCH, w // PATCH
-        prompt = self._text(text, "prompt_embeds", batch)
-        if (seen := self._image(conditioning, "image_tokens", batch)) is not None:
-            prompt = torch.cat([prompt, seen], dim=1)
+        prompt = self._prompt(text, conditioning, batch)
         context = lay_out(prompt, adapted(conditioning.dino, self._adapter, device), (rows, cols))
         attention: dict[str, Any] = dict(context.attention(rows * cols))
         if (seen := self._image(conditioning, "image_embeds", batch)) is not None:
@@ -106,8 +106,50 @@ class FluxDenoiser(LatentDenoiser):
             img_ids=position_ids(rows, cols, device),
             joint_attention_kwargs=attention,
             return_dict=False,
+            **self._controlled(x, sigma, text, conditioning),
         )[0]
         return unpack(velocity.float(), h, w)
+
+    def _prompt(self, text: Embeddings, conditioning: Conditioning, batch: int) -> Tensor:
+        """The prompt's tokens, and an image prompt's behind them."""
+        tokens = self._text(text, "prompt_embeds", batch)
+        seen = self._image(conditioning, "image_tokens", batch)
+        return tokens if seen is None else torch.cat([tokens, seen], dim=1)
+
+    def _controlled(
+        self, x: Tensor, sigma: float, text: Embeddings, conditioning: Conditioning
+    ) -> dict[str, Any]:
+        """What a ControlNet adds in the transformer's blocks. It reads the prompt and no DINO tokens."""
+        control = self._acting(conditioning, sigma)
+        if control is None or self._controlnet is None:
+            return {}
+        network, place = self._controlnet.model, self._controlnet.place
+        batch, _, h, w = x.shape
+        prompt = place.put(self._prompt(text, conditioning, batch))
+        by_pixels = network.input_hint_block is not None
+        double, single = network(
+            hidden_states=place.put(pack(x)),
+            controlnet_cond=place.put(control.pixels * 2 - 1 if by_pixels else pack(control.latents)),
+            conditioning_scale=control.scale,
+            timestep=torch.full((batch,), sigma, device=self.device),
+            guidance=torch.full((batch,), self._scale(conditioning), device=self.device)
+            if network.config.guidance_embeds
+            else None,
+            pooled_projections=place.put(self._text(text, "pooled_prompt_embeds", batch)),
+            encoder_hidden_states=prompt,
+            txt_ids=torch.zeros(prompt.shape[1], 3, device=self.device),
+            img_ids=position_ids(h // PATCH, w // PATCH, self.device),
+            return_dict=False,
+        )
+        return {
+            "controlnet_block_samples": _put(double, self._place),
+            "controlnet_single_block_samples": _put(single, self._place),
+            "controlnet_blocks_repeat": by_pixels,
+        }
+
+
+def _put(samples: Sequence[Tensor] | None, place: Place) -> list[Tensor] | None:
+    return None if samples is None else [place.put(sample) for sample in samples]
 
 
 def build(loaded: Loaded, configs: Configs, description: Description) -> FluxDenoiser:
@@ -119,4 +161,5 @@ def build(loaded: Loaded, configs: Configs, description: Description) -> FluxDen
         Schedule.from_config(configs["scheduler"], description.name),
         description,
         loaded.tiny(),
+        loaded.controlnet(),
     )

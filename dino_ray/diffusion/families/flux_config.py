@@ -124,6 +124,7 @@ FAMILY = Family(
     describe=describe,
     lora=LORA,
     image_prompts={"redux": text_width, "ip-adapter": text_width},
+    controlnet="FluxControlNetModel",
     tiny_vae="madebyollin/taef1",
 )
 """Kontext, Control and Fill, which take a reference, a control or a mask as more tokens or channels, are others."""

@@ -9,8 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dino_ray.diffusion.denoiser import Conditioning, Description, Embeddings
+from dino_ray.diffusion.denoiser import MASK, Conditioning, Control, Description, Embeddings
 from dino_ray.diffusion.vae import Place, TinyDecoder, Vae
+
+
+@dataclass(frozen=True)
+class ControlNet:
+    """A network of diffusers that answers with what is to be added within the core."""
+
+    model: Any
+    place: Place
 
 
 @dataclass(frozen=True)
@@ -21,6 +29,15 @@ class Loaded:
     """By component: ``transformer`` or ``unet``, ``vae`` and, where there is one, ``tiny_vae``."""
     places: Mapping[str, Place]
     """Of each of them."""
+
+    def controlnet(self) -> ControlNet | None:
+        """The ControlNet, if there is one."""
+        model = self.models.get("controlnet")
+        return (
+            None
+            if model is None
+            else ControlNet(model.eval().requires_grad_(False), self.places["controlnet"])
+        )
 
     def tiny(self) -> TinyDecoder | None:
         """The small decoder for guidance to look through, if there is one."""
@@ -48,16 +65,24 @@ class LatentDenoiser:
     description : Description
     tiny : TinyDecoder, optional
         Without one, guidance looks through the VAE.
+    controlnet : ControlNet, optional
     """
 
     def __init__(
-        self, core: Any, vae: Vae, place: Place, description: Description, tiny: TinyDecoder | None = None
+        self,
+        core: Any,
+        vae: Vae,
+        place: Place,
+        description: Description,
+        tiny: TinyDecoder | None = None,
+        controlnet: ControlNet | None = None,
     ) -> None:
         self._core = core.eval().requires_grad_(False)
         self._vae = vae
         self._place = place
         self._description = description
         self._tiny = tiny
+        self._controlnet = controlnet
 
     @property
     def description(self) -> Description:
@@ -137,11 +162,20 @@ class LatentDenoiser:
     def _check(self, conditioning: Conditioning) -> None:
         if conditioning.dino is not None and self._description.dino_dim is None:
             raise ValueError(f"{self._description.name} takes no DINO tokens without an adapter")
+        if conditioning.control is not None and self._controlnet is None:
+            raise ValueError(f"{self._description.name} was loaded without a ControlNet")
         if (conditioning.reference is not None) != self._description.takes_reference:
             takes = "needs the base's latents as its reference"
             raise ValueError(
                 f"{self._description.name} {takes if self._description.takes_reference else 'takes no reference'}"
             )
+
+    def _acting(self, conditioning: Conditioning, sigma: float) -> Control | None:
+        """What a ControlNet holds the tiles to at a noise level; None where it does nothing."""
+        control = conditioning.control
+        if control is None or not control.levels[0] <= sigma <= control.levels[1]:
+            return None
+        return control
 
     def _scale(self, conditioning: Conditioning) -> float:
         """The guidance scale."""
@@ -161,5 +195,5 @@ class LatentDenoiser:
                 f"{self._description.name} needs the text embedding {name!r}: encode a prompt, be it empty"
             )
         value = text[name]
-        value = value.to(self.device) if name.endswith("_mask") else self._place.put(value)
+        value = value.to(self.device) if name.endswith(MASK) else self._place.put(value)
         return value.expand(batch, *value.shape[1:])

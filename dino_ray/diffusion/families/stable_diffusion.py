@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from dino_ray.diffusion.components import TextParts
-from dino_ray.diffusion.denoiser import Conditioning, Description, Embeddings
+from dino_ray.diffusion.denoiser import Conditioning, Control, Description, Embeddings
 from dino_ray.diffusion.families.discrete_schedule import DiscreteSchedule
 from dino_ray.diffusion.families.family import Configs, Picture
-from dino_ray.diffusion.families.latent_denoiser import LatentDenoiser, Loaded
+from dino_ray.diffusion.families.latent_denoiser import ControlNet, LatentDenoiser, Loaded
 from dino_ray.diffusion.families.stock_text import stock_pipeline
 from dino_ray.diffusion.vae import KlVae, Place, TinyDecoder, Vae
 
@@ -30,7 +30,7 @@ class StableDiffusionDenoiser(LatentDenoiser):
     Parameters
     ----------
     unet : diffusers.UNet2DConditionModel
-    vae, place, description, tiny
+    vae, place, description, tiny, controlnet
         As `LatentDenoiser` takes them.
     schedule : DiscreteSchedule
     zero_negative : bool
@@ -45,9 +45,10 @@ class StableDiffusionDenoiser(LatentDenoiser):
         schedule: DiscreteSchedule,
         description: Description,
         tiny: TinyDecoder | None = None,
+        controlnet: ControlNet | None = None,
         zero_negative: bool = False,
     ) -> None:
-        super().__init__(unet, vae, place, description, tiny)
+        super().__init__(unet, vae, place, description, tiny, controlnet)
         self._schedule = schedule
         self._zero_negative = zero_negative
 
@@ -56,22 +57,47 @@ class StableDiffusionDenoiser(LatentDenoiser):
 
     def _answer(self, x: Tensor, sigma: float, text: Embeddings, conditioning: Conditioning) -> Tensor:
         batch = len(x)
-        added: dict[str, Any] = {}
-        name = "image_embeds" if text is conditioning.text else "negative_image_embeds"
-        if (seen := self._image(conditioning, name, batch)) is not None:
-            added["image_embeds"] = [seen]
+        added: dict[str, Any] | None = None
         if self._description.family == "sdxl":
             pooled = self._text(text, "pooled_prompt_embeds", batch)
             sizes = self._size_ids(x, pooled.shape[-1], positive=text is conditioning.text)
-            added |= {"text_embeds": pooled, "time_ids": sizes}
-        answer: Tensor = self._core(
+            added = {"text_embeds": pooled, "time_ids": sizes}
+        name = "image_embeds" if text is conditioning.text else "negative_image_embeds"
+        seen = self._image(conditioning, name, batch)
+        shown = {} if seen is None else {"image_embeds": [seen]}
+        asked = (
             self._place.put(x / _length(sigma)),
             torch.full((batch,), self._schedule.timestep(sigma), device=self.device),
-            encoder_hidden_states=self._text(text, "prompt_embeds", batch),
-            added_cond_kwargs=added or None,
+            self._text(text, "prompt_embeds", batch),
+        )
+        answer: Tensor = self._core(
+            *asked,
+            added_cond_kwargs={**(added or {}), **shown} or None,
             return_dict=False,
+            **self._controlled(asked, added, self._acting(conditioning, sigma)),
         )[0]
         return answer.float()
+
+    def _controlled(
+        self, asked: Sequence[Tensor], added: Mapping[str, Tensor] | None, control: Control | None
+    ) -> dict[str, Any]:
+        """What a ControlNet, asked the same, adds within the UNet."""
+        if control is None or self._controlnet is None:
+            return {}
+        place = self._controlnet.place
+        down, middle = self._controlnet.model(
+            *map(place.put, asked),
+            controlnet_cond=place.put(control.pixels),
+            conditioning_scale=control.scale,
+            added_cond_kwargs=None
+            if added is None
+            else {name: place.put(value) for name, value in added.items()},
+            return_dict=False,
+        )
+        return {
+            "down_block_additional_residuals": [self._place.put(sample) for sample in down],
+            "mid_block_additional_residual": self._place.put(middle),
+        }
 
     def _clean(self, x: Tensor, sigma: float, answer: Tensor) -> Tensor:
         if self._schedule.prediction == "sample":
@@ -113,6 +139,7 @@ def build(loaded: Loaded, configs: Configs, description: Description) -> StableD
         DiscreteSchedule.from_config(configs["scheduler"], description.name),
         description,
         loaded.tiny(),
+        loaded.controlnet(),
         zero_negative=description.negative_prompt is None,
     )
 

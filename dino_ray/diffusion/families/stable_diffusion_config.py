@@ -93,6 +93,7 @@ FAMILY = Family(
     describe=describe,
     lora=LORA,
     image_prompts={"ip-adapter": _text_width, "ip-adapter-plus": _text_width},
+    controlnet="ControlNetModel",
     tiny_vae="madebyollin/taesd",
 )
 
@@ -108,6 +109,7 @@ XL = Family(
     lora=LORA,
     image_prompts={"ip-adapter": _text_width, "ip-adapter-plus": _text_width},
     optional=frozenset({"text_encoder"}),
+    controlnet="ControlNetModel",
     tiny_vae="madebyollin/taesdxl",
 )
 """Its refiner has the second text encoder alone."""
