@@ -16,7 +16,7 @@ from dino_ray.diffusion import adapter_file, controlnet_files, image_prompt_file
 from dino_ray.diffusion.catalogue import ALIASES, KNOWN, KnownModel
 from dino_ray.diffusion.denoiser import Denoiser, Description, Embeddings
 from dino_ray.diffusion.device import pick_device, pick_dtype
-from dino_ray.diffusion.families import FAMILIES, FLUX, Configs, Family, denoiser_config, flux_config
+from dino_ray.diffusion.families import FLUX, Configs, Family, denoiser_config, flux_config, lora_layers
 from dino_ray.diffusion.families.family import Picture, class_of, no_picture
 from dino_ray.diffusion.model_files import ModelRef, resolve
 from dino_ray.diffusion.model_options import AS_PUBLISHED, ModelOptions
@@ -77,8 +77,7 @@ def describe(model: str, adapter: str | None = None, options: ModelOptions = AS_
     else:
         family, configs = model_files.family_and_configs(ref)
         description = family.describe(ref.name, configs)
-        known = [each.lora for each in FAMILIES if each.lora is not None]
-        lora_file.check(options.loras, ref.name, family.lora, denoiser_config(configs), known)
+        lora_file.check(options.loras, ref.name, family.lora, denoiser_config(configs), lora_layers.KNOWN)
         if options.image_prompt is not None:
             image_prompt_file.check(options.image_prompt, ref.name, family, denoiser_config(configs))
         model_files.check_weights(ref, (*family.parts, *family.text_parts(configs["index"])))

@@ -183,7 +183,7 @@ def check(
     config
         Of what predicts.
     known
-        All families', to say what a LoRA that does not fit is for.
+        All families', to say what a LoRA is for of whose layers most are not this one's, or are as wide.
 
     Raises
     ------
@@ -197,7 +197,8 @@ def check(
         if not reads and text:
             continue  # of text encoders alone: what they are is seen where they are loaded
         width = _width(layers, reads)
-        if not any(layers.names.match(layer) for layer in reads) or width not in (None, layers.width(config)):
+        fitting = sum(layers.names.match(layer) is not None for layer in reads)
+        if 2 * fitting < len(reads) or width not in (None, layers.width(config)):
             raise UsageError(
                 f"{lora.option}: is for {_meant_for(reads, known)}, the model {model} is another kind; "
                 "use it with the model that it was trained for"

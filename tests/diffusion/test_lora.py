@@ -116,6 +116,37 @@ def test_fused_loras_leave_the_network_as_plain_as_it_was(world, with_both):
     ]
 
 
+def test_beside_quantised_weights_they_do_the_same(tmp_path, caplog):
+    import diffusers
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    from dino_ray.diffusion.lora import Loras
+
+    model = make_tiny_flux(tmp_path / "flux")
+    file = make_lora(
+        diffusers.DiffusionPipeline.from_pretrained(model), tmp_path / "x.safetensors", text=False
+    )
+    told = {"hidden_states": torch.randn(1, 6, 64), "encoder_hidden_states": torch.randn(1, 4, 32),
+            "pooled_projections": torch.randn(1, 32), "timestep": torch.tensor([0.5]),
+            "img_ids": torch.zeros(6, 3), "txt_ids": torch.zeros(4, 3)}  # fmt: skip
+    int8 = diffusers.TorchAoConfig(Int8WeightOnlyConfig(version=2))
+    changes = []
+    for config in (None, int8):
+        core = diffusers.FluxTransformer2DModel.from_pretrained(
+            model, subfolder="transformer", quantization_config=config, torch_dtype=torch.float32
+        )
+        loras = Loras(lora_file.parse([f"{file}:0.5"]), diffusers.FluxPipeline, "transformer", core.config)
+        with torch.no_grad(), caplog.at_level(logging.INFO):
+            before = core(**told).sample
+            loras.into("transformer", core)
+            changes.append(core(**told).sample - before)
+    assert "1 LoRAs are fused" in caplog.text
+    assert "1 LoRAs are computed beside the quantised weights" in caplog.text
+    plain, quantised = changes
+    assert plain.abs().max() > 0.1
+    assert (plain - quantised).abs().max() < 0.1 * plain.abs().max()
+
+
 def test_their_order_does_not_matter_and_their_weight_does(world, with_both):
     core = with_both[0]._core
     turned = loading.load(world.model, "cpu", "float32", options=options(*weighed(world)[::-1]))._core
@@ -135,6 +166,11 @@ def test_a_lora_for_another_model_is_refused_by_its_header_with_what_it_is_for(w
         ("transformer.single_transformer_blocks.3.attn.to_q", 3072, "FLUX.1"),
         ("lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k", 768, "Stable Diffusion 1.x"),
         ("lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k", 2048, "Stable Diffusion XL"),
+        ("lora_unet_double_blocks_18_img_attn_qkv", 3072, "FLUX.1"),
+        ("transformer.single_transformer_blocks.3.attn.to_qkv_mlp_proj", 6144, "FLUX.2 dev"),
+        ("transformer.transformer_blocks.3.attn.add_q_proj", 1536, "Stable Diffusion 3 medium"),
+        ("transformer_blocks.59.img_mod.1", 3072, "Qwen-Image"),
+        ("diffusion_model.layers.3.attention.to_k", 3840, "Z-Image"),
     ):
         file = tmp_path / "other.safetensors"
         save_file({f"{layer}.lora_down.weight": torch.zeros(4, width)}, file)

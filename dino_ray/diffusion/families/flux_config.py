@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from dino_ray.diffusion.denoiser import Description
+from dino_ray.diffusion.families import lora_layers
 from dino_ray.diffusion.families.family import Configs, Family
 from dino_ray.diffusion.families.flow_schedule import Schedule
-from dino_ray.diffusion.lora_file import LoraLayers
 from dino_ray.errors import UsageError
 
 PATCH = 2
@@ -85,34 +84,6 @@ def text_width(transformer: Mapping[str, Any]) -> int:
     return int(transformer.get("joint_attention_dim", 4096))
 
 
-def _blocks(transformer: Mapping[str, Any]) -> Mapping[str, int]:
-    double, single = int(transformer.get("num_layers", 19)), int(transformer.get("num_single_layers", 38))
-    return {
-        "transformer_blocks": double,
-        "double_blocks": double,
-        "single_transformer_blocks": single,
-        "single_blocks": single,
-    }
-
-
-LORA = LoraLayers(
-    names=re.compile(
-        r"(single_transformer_blocks|single_blocks|double_blocks)_\d+_"
-        r"|transformer_blocks_\d+_(attn|ff|norm1)"
-        r"|(x_embedder|img_in|txt_in|time_in|vector_in|guidance_in|final_layer|context_embedder|time_text_embed|proj_out"
-        r"|norm_out)\b"
-    ),
-    probe=re.compile(
-        r"(single_transformer_blocks_\d+_(attn_to_[qkv]|proj_mlp)|transformer_blocks_\d+_attn_to_[qkv])$"
-        r"|single_blocks_\d+_linear1$|double_blocks_\d+_img_(attn_qkv|mlp_0)$"
-    ),
-    width=lambda config: (
-        int(config.get("num_attention_heads", 24)) * int(config.get("attention_head_dim", 128))
-    ),
-    published={3072: "FLUX.1"},
-    blocks=_blocks,
-)
-
 FAMILY = Family(
     name="flux",
     title="FLUX.1",
@@ -122,7 +93,7 @@ FAMILY = Family(
     tokenizers=("tokenizer", "tokenizer_2"),
     module="dino_ray.diffusion.families.flux",
     describe=describe,
-    lora=LORA,
+    lora=lora_layers.FLUX,
     image_prompts={"redux": text_width, "ip-adapter": text_width},
     controlnet="FluxControlNetModel",
     tiny_vae="madebyollin/taef1",

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from typing import Any
-
 from dino_ray.diffusion.denoiser import Description
+from dino_ray.diffusion.families import lora_layers
 from dino_ray.diffusion.families.discrete_schedule import DiscreteSchedule
 from dino_ray.diffusion.families.family import Configs, Family
-from dino_ray.diffusion.lora_file import LoraLayers
 from dino_ray.errors import UsageError
 
 OVERLAP_SHARE = 8
@@ -62,26 +58,6 @@ def describe(name: str, configs: Configs) -> Description:
     )
 
 
-def _text_width(unet: Mapping[str, Any]) -> int:
-    return int(unet["cross_attention_dim"])
-
-
-LORA = LoraLayers(
-    names=re.compile(
-        r"(down_blocks|up_blocks|input_blocks|output_blocks)_\d+_|mid_block_|middle_block_"
-        r"|(conv_in|conv_out|time_embedding|add_embedding|time_embed|label_emb|out)(_|$)"
-    ),
-    probe=re.compile(r".*_attn2_to_[kv]$"),
-    width=_text_width,
-    published={
-        768: "Stable Diffusion 1.x",
-        1024: "Stable Diffusion 2.x",
-        2048: "Stable Diffusion XL",
-        1280: "Stable Diffusion XL's refiner",
-    },
-)
-"""The width of the text that cross-attention reads tells them apart."""
-
 FAMILY = Family(
     name="sd",
     title="Stable Diffusion 1.x and 2.x",
@@ -91,8 +67,8 @@ FAMILY = Family(
     tokenizers=("tokenizer",),
     module="dino_ray.diffusion.families.stable_diffusion",
     describe=describe,
-    lora=LORA,
-    image_prompts={"ip-adapter": _text_width, "ip-adapter-plus": _text_width},
+    lora=lora_layers.UNET,
+    image_prompts={"ip-adapter": lora_layers.unet_text_width, "ip-adapter-plus": lora_layers.unet_text_width},
     controlnet="ControlNetModel",
     tiny_vae="madebyollin/taesd",
 )
@@ -106,8 +82,8 @@ XL = Family(
     tokenizers=("tokenizer", "tokenizer_2"),
     module="dino_ray.diffusion.families.stable_diffusion",
     describe=describe,
-    lora=LORA,
-    image_prompts={"ip-adapter": _text_width, "ip-adapter-plus": _text_width},
+    lora=lora_layers.UNET,
+    image_prompts={"ip-adapter": lora_layers.unet_text_width, "ip-adapter-plus": lora_layers.unet_text_width},
     optional=frozenset({"text_encoder"}),
     controlnet="ControlNetModel",
     tiny_vae="madebyollin/taesdxl",
