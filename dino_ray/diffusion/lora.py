@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,8 @@ class Loras:
     core: str
     config: Mapping[str, Any]
     """Of the core."""
+    comfy_as_kohya: bool = False
+    """As `LoraLayers` has it."""
 
     @classmethod
     def of(cls, loras: tuple[Lora, ...], family: Family, configs: Configs) -> Loras:
@@ -45,7 +48,8 @@ class Loras:
         import diffusers
 
         pipeline = getattr(diffusers, configs["index"]["_class_name"])
-        return cls(loras, pipeline, family.core, configs[family.core])
+        as_kohya = family.lora is not None and family.lora.comfy_as_kohya
+        return cls(loras, pipeline, family.core, configs[family.core], as_kohya)
 
     def into(self, part: str, model: Any) -> None:
         """Change a component as the LoRAs say: in its weights, at no cost for a step, unless those are quantised.
@@ -125,8 +129,9 @@ class Loras:
         self, lora: Lora
     ) -> tuple[dict[str, Tensor], Mapping[str, Any] | None, Mapping[str, Any] | None]:
         """Weights by component and layer; what scales them; peft's settings."""
+        path = lora_file.local_path(lora)
         made = self.pipeline.lora_state_dict(
-            str(lora_file.local_path(lora)),
+            (_renamed(lora, path) if self.comfy_as_kohya else None) or str(path),
             use_safetensors=True,  # and so no pickles
             local_files_only=True,
             return_lora_metadata=True,
@@ -135,6 +140,22 @@ class Loras:
         )
         state, *between, metadata = made
         return state, between[0] if between else None, metadata
+
+
+def _renamed(lora: Lora, path: Path) -> dict[str, Tensor] | None:
+    """Weights that ComfyUI has named, by the names of sd-scripts; None where others have."""
+    from safetensors.torch import load_file
+
+    state = load_file(path)
+    if not any(key.startswith("diffusion_model.") for key in state):
+        return None
+    names = {key: lora_file.kohya_name(key) for key in state}
+    if lost := [key for key, name in names.items() if name is None]:
+        log.warning(
+            "%s: %d of its %d weights can't be used here, and are left out (first: %s)",
+            *(lora.option, len(lost), len(state), lost[0]),
+        )
+    return {name: state[key] for key, name in names.items() if name is not None}
 
 
 def _takes_alphas(pipeline: Any) -> bool:

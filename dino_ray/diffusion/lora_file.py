@@ -71,6 +71,8 @@ class LoraLayers:
     """Models of this family that people train LoRAs for, by that number."""
     blocks: Callable[[Mapping[str, Any]], Mapping[str, int]] = lambda config: {}
     """Its config to how many there are of some kinds of block, by the names that come before their number."""
+    comfy_as_kohya: bool = False
+    """diffusers reads its LoRAs as ComfyUI names layers only once they are named as sd-scripts does."""
 
 
 def parse(options: Iterable[str]) -> tuple[Lora, ...]:
@@ -163,6 +165,29 @@ def local_path(lora: Lora) -> Path:
     if not path.is_file():
         raise UsageError(f"{lora.option}: no such file; check the spelling")
     return path
+
+
+_COMFY = {
+    "diffusion_model.": "lora_unet_",
+    "text_encoders.clip_l.transformer.": "lora_te1_",
+    "text_encoders.clip_g.transformer.": "lora_te2_",
+}
+"""How ComfyUI and how sd-scripts begin the names of a component's layers."""
+
+
+def kohya_name(key: str) -> str | None:
+    """A weight's name as sd-scripts has it, of ComfyUI's name for it; None where there is none.
+
+    >>> kohya_name("diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight")
+    'lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight'
+    """
+    begins = next((begin for begin in _COMFY if key.startswith(begin)), None)
+    parts = re.fullmatch(r"(.+?)\.(alpha|(lora_A|lora_B|lora_down|lora_up)\.weight)", key)
+    if begins is None or parts is None:
+        return None
+    layer = parts[1].removeprefix(begins).replace(".", "_")
+    factor = parts[2].replace("lora_A", "lora_down").replace("lora_B", "lora_up")
+    return f"{_COMFY[begins]}{layer}.{factor}"
 
 
 def check(

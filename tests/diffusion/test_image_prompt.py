@@ -20,7 +20,7 @@ from tiny_stable_diffusion import make_tiny_stable_diffusion
 
 import dino_ray
 from dino_ray.config import UpscaleConfig
-from dino_ray.diffusion import image_prompt_file, loading
+from dino_ray.diffusion import hub, image_prompt_file, loading
 from dino_ray.diffusion.denoiser import Conditioning
 from dino_ray.diffusion.families.flux import pack, unpack
 from dino_ray.diffusion.model_options import ModelOptions
@@ -229,6 +229,24 @@ def test_what_is_no_image_prompt_is_refused(unets, flux, tmp_path):
     file.with_suffix(".bin").touch()
     with pytest.raises(UsageError, match="can run any code"):
         prompt_of(file.with_suffix(".bin"))
+
+
+def test_one_of_the_hub_is_found_with_its_encoder(flux, unets, tmp_path, monkeypatch):
+    (tmp_path / "sdxl_models").mkdir()
+    shutil.copy(unets.file, tmp_path / "sdxl_models" / "ip.safetensors")
+    make_clip_vision(tmp_path / "models" / "image_encoder")
+    shutil.copytree(flux.redux, tmp_path, dirs_exist_ok=True)
+    asked = []
+    monkeypatch.setattr(hub, "snapshot", lambda repo, names, option: asked.extend(names) or tmp_path)
+    adapter = prompt_of("some/adapters/sdxl_models/ip.safetensors")
+    assert adapter.encoder == "some/adapters/models/image_encoder"
+    assert image_prompt_file.files(adapter) == {
+        "adapter": tmp_path / "sdxl_models" / "ip.safetensors",
+        "image_encoder": tmp_path / "models" / "image_encoder",
+    }
+    redux = prompt_of("some/redux")
+    assert image_prompt_file.files(redux)["image_embedder"] == tmp_path / "image_embedder"
+    assert {"sdxl_models/ip.safetensors", "model_index.json", "image_embedder/*.safetensors"} <= set(asked)
 
 
 def test_damaged_or_missing_weights_are_said(unets, tmp_path):

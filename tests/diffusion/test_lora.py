@@ -116,6 +116,30 @@ def test_fused_loras_leave_the_network_as_plain_as_it_was(world, with_both):
     ]
 
 
+def test_what_comfyui_names_is_what_sd_scripts_names(world, tmp_path):
+    named = {
+        "flux": ("lora_unet_double_blocks_0_img_attn_qkv", "diffusion_model.double_blocks.0.img_attn.qkv", 32, 96),
+        "sd": ("lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k",
+               "diffusion_model.input_blocks.3.1.transformer_blocks.0.attn2.to_k", 32, 32),
+        "sdxl": ("lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k",
+                 "diffusion_model.input_blocks.3.1.transformer_blocks.0.attn2.to_k", 64, 32),
+    }  # fmt: skip
+    kohya, comfy, reads, writes = named[world.kind]
+    down, up = torch.randn(4, reads), torch.randn(writes, 4)
+    made = []
+    for layer, factors in ((kohya, ("down", "up")), (comfy, ("down", "up")), (comfy, ("A", "B"))):
+        file = tmp_path / "x.safetensors"
+        names = [f"{layer}.lora_{factor}.weight" for factor in factors]
+        save_file(dict(zip(names, (down, up), strict=True)) | {f"{layer}.alpha": torch.tensor(2.0)}, file)
+        loading.describe(world.model, options=options(file))
+        made.append(loading.load(world.model, "cpu", options=options(file))._core.state_dict())
+    plain = loading.load(world.model, "cpu")._core.state_dict()
+    assert any((made[0][name] - plain[name]).abs().max() > 1e-2 for name in plain)
+    for other in made[1:]:
+        for name, value in other.items():
+            assert torch.equal(value, made[0][name]), name
+
+
 def test_beside_quantised_weights_they_do_the_same(tmp_path, caplog):
     import diffusers
     from torchao.quantization import Int8WeightOnlyConfig

@@ -53,6 +53,7 @@ UNET = LoraLayers(
         2048: "Stable Diffusion XL",
         1280: "Stable Diffusion XL's refiner",
     },
+    comfy_as_kohya=True,
 )
 """The width of the text tells them apart."""
 
@@ -69,6 +70,7 @@ FLUX = LoraLayers(
     ),
     width=_heads(24),
     published={3072: "FLUX.1"},
+    comfy_as_kohya=True,
     blocks=_flux_blocks(19, 38),
 )
 
