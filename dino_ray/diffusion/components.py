@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,15 @@ class PartFiles:
     """Its folder."""
 
 
-def load_model(files: PartFiles, dtype: torch.dtype, device: str) -> Any:
+def load_model(
+    files: PartFiles, dtype: torch.dtype, device: str, change: Callable[[Any], None] | None = None
+) -> Any:
     """A component with weights, on ``device``.
+
+    Parameters
+    ----------
+    change
+        What is done to its weights, LoRAs and the like: where they are quick to change, and while they are whole.
 
     Raises
     ------
@@ -51,7 +59,10 @@ def load_model(files: PartFiles, dtype: torch.dtype, device: str) -> Any:
         )
         if missing := sorted(info["missing_keys"]):  # or else they would stay random
             raise ValueError(f"its weights lack {missing[0]}")
-        return model.to(device)
+        model = model.to(device)
+    if change is not None:
+        change(model)
+    return model
 
 
 def load_tiny_vae(folder: Path, description: Description, dtype: torch.dtype, device: str) -> Any:
@@ -114,9 +125,8 @@ class TextParts:
     def _load(self, name: str) -> Any:
         if name not in self.dtypes:
             return load_tokenizer(self.files[name])
-        model = load_model(self.files[name], self.dtypes[name], self.device)
-        if self.loras is not None:
-            self.loras.into(name, model)
+        change = None if self.loras is None else partial(self.loras.into, name)
+        model = load_model(self.files[name], self.dtypes[name], self.device, change)
         return model.eval().requires_grad_(False)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -187,15 +188,10 @@ def _load(ref: ModelRef, device: str, dtype: str, sketch: str | None, options: M
     model_files.check_weights(ref, family.parts)
     files = _part_files(ref, family, configs, family.parts)
     precision = pick_dtype(dtype, device)
-    models = {part: components.load_model(files[part], precision, device) for part in files}
-    if options.loras:
-        from dino_ray.diffusion.lora import Loras
-
-        Loras.of(options.loras, family, configs).into(family.core, models[family.core])
-    if options.image_prompt is not None:
-        from dino_ray.diffusion import image_prompt
-
-        image_prompt.attach(options.image_prompt, family.core, models[family.core], configs)
+    changes = {family.core: partial(_change_core, family, configs, options)}
+    models = {
+        part: components.load_model(files[part], precision, device, changes.get(part)) for part in files
+    }
     if sketch is not None:
         models["tiny_vae"] = components.load_tiny_vae(
             model_files.fetch_tiny_vae(sketch), description, precision, device
@@ -209,6 +205,18 @@ def _load(ref: ModelRef, device: str, dtype: str, sketch: str | None, options: M
         description = replace(description, takes_control=True)
     places = dict.fromkeys(models, Place(torch.device(device), precision))
     return _module(family).build(Loaded(models, places), configs, description)
+
+
+def _change_core(family: Family, configs: Configs, options: ModelOptions, core: Any) -> None:
+    """What is added to the network as it is published: LoRAs to its weights, an image prompt's attention."""
+    if options.loras:
+        from dino_ray.diffusion.lora import Loras
+
+        Loras.of(options.loras, family, configs).into(family.core, core)
+    if options.image_prompt is not None:
+        from dino_ray.diffusion import image_prompt
+
+        image_prompt.attach(options.image_prompt, family.core, core, configs)
 
 
 def find_sketch(model: str, options: ModelOptions = AS_PUBLISHED) -> str | None:
