@@ -195,7 +195,7 @@ def resolve(config: UpscaleConfig) -> Settings:
     if options.controlnet is not None and not model.takes_control:
         raise UsageError(f"--controlnet: the model {model.name} takes none; leave it out")
     base: Literal["net", "lanczos"] = "lanczos" if config.base == "lanczos" else "net"
-    denoise = config.denoise if config.denoise is not None else model.denoise
+    denoise = _denoise(config, model)
     cfg = config.cfg if config.cfg is not None else model.cfg
     _check_conditioning(config, model, denoise, cfg)
     if config.seed and 0 < denoise <= model.noise_free_to:
@@ -209,13 +209,18 @@ def resolve(config: UpscaleConfig) -> Settings:
         )
     steps = config.steps
     if steps is None:
-        steps = model.steps * (PRESET_STEPS[config.preset] if config.preset else 1)
+        steps = model.steps * (PRESET_STEPS[config.preset] if config.preset and not model.draws_anew else 1)
     if config.sampler == "heun" and steps == 1:
         raise UsageError(
             "--sampler heun: differs from euler from --steps 2 on; raise --steps or leave it out"
         )
     dino, strength = _dino(config, model, denoise)
     tile = config.tile if config.tile is not None else model.tile
+    if model.largest_tile is not None and tile > model.largest_tile:
+        raise UsageError(
+            f"--tile {tile}: the model {model.name} knows positions for {model.largest_tile} px at most; "
+            "give that or less"
+        )
     half = tile // model.pixel_multiple // 2 * model.pixel_multiple  # the most that the plan allows
     overlap = config.overlap if config.overlap is not None else min(model.overlap, half)
     settings = Settings(
@@ -263,6 +268,19 @@ def _image_prompt(config: UpscaleConfig) -> ImagePrompt | None:
     from dino_ray.diffusion import image_prompt_file
 
     return image_prompt_file.parse(config.image_prompt, config.image_prompt_of, config.image_prompt_scale)
+
+
+def _denoise(config: UpscaleConfig, model: Description) -> float:
+    """The noise level to start from: what was asked for, be it impossible, or what suits the model."""
+    if config.denoise is None:
+        return model.denoise
+    if "denoise" not in config.model_fields_set and model.draws_anew:
+        log.warning(
+            "--preset %s: the model %s draws each tile anew; of the preset --dino-strength and --adaptive count",
+            *(config.preset, model.name),
+        )
+        return model.denoise
+    return config.denoise
 
 
 def _consistency(config: UpscaleConfig) -> float:
@@ -400,7 +418,7 @@ def _check_conditioning(config: UpscaleConfig, model: Description, denoise: floa
     if denoise in (0, model.within(denoise)):
         return
     least, most = model.noise_levels
-    if least == most:
+    if model.draws_anew:
         raise UsageError(
             f"--denoise {denoise:g}: the model {model.name} draws each tile anew, with the base as its reference, and "
             f"starts from no other noise level than {most:g}; leave it out, or 0 for the base alone"

@@ -73,15 +73,24 @@ class Description:
     dino: str = "bundled"
     """The DINO model of those tokens, as ``--dino`` names it; plays no part where it takes none."""
 
+    largest_tile: int | None = None
+    """Largest tile side that it can take, canvas_px: it knows no positions beyond; None: any."""
     noise_free_to: float = 0.0
     """Started at this noise level or below, it gets no noise, and the seed plays no part."""
 
     def __post_init__(self) -> None:
         assert self.pixel_multiple % self.latent_scale == 0
         assert self.tile % self.pixel_multiple == 0
+        assert self.largest_tile is None or self.tile <= self.largest_tile
         assert (self.guidance == "none") == (self.cfg is None)
         assert (self.dino_dim is None) == (self.dino_stride == 0)
         assert self.noise_levels[0] <= self.denoise <= self.noise_levels[1]
+
+    @property
+    def draws_anew(self) -> bool:
+        """It starts from one noise level only, and what it keeps of a tile it keeps for its reference's sake."""
+        least, most = self.noise_levels
+        return least == most
 
     def within(self, denoise: float) -> float:
         """The nearest noise level that it can start from."""

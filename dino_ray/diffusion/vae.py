@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 VAE_WINDOWS = (512, 256)
 """canvas_px: sides, one after the other, of the windows that a VAE works in where whole tiles do not fit. The side that
@@ -58,19 +59,27 @@ class KlVae:
         self.model, self._place = model.eval().requires_grad_(False), place
         model.enable_gradient_checkpointing()
         self._shift = float(getattr(model.config, "shift_factor", None) or 0.0)
-        self._factor = float(model.config.scaling_factor)
+        self._factor = float(getattr(model.config, "scaling_factor", 1.0))
 
     def encode(self, pixels: Tensor) -> Tensor:
         """The posterior's mode."""
         signed = self._place.put(pixels * 2 - 1)
         mode: Tensor = self.model.encode(signed, return_dict=False)[0].mode()
-        return (mode.float() - self._shift) * self._factor
+        return self._normal(mode.float())
 
     def decode(self, latents: Tensor) -> Tensor:
         """Nominally in [0, 1], and not clipped."""
-        raw = self._place.put(latents.float() / self._factor + self._shift)
+        raw = self._place.put(self._raw(latents.float()))
         signed: Tensor = self.model.decode(raw, return_dict=False)[0]
         return signed.float() / 2 + 0.5
+
+    def _normal(self, raw: Tensor) -> Tensor:
+        """The autoencoder's latents, brought to unit variance."""
+        return (raw - self._shift) * self._factor
+
+    def _raw(self, latents: Tensor) -> Tensor:
+        """The inverse of ``_normal``."""
+        return latents / self._factor + self._shift
 
     def save_memory(self) -> str | None:
         """As ``Denoiser.save_memory``: encode and decode in smaller windows, blended where they overlap.
@@ -85,6 +94,34 @@ class KlVae:
         self.model.tile_sample_min_size = side
         self.model.tile_latent_min_size = side // 2 ** (len(self.model.config.block_out_channels) - 1)
         return f"VAE tiling of {side} px"
+
+
+class BatchNormVae(KlVae):
+    """An ``AutoencoderKLFlux2``: each channel, at each place within a transformer's token, has a mean and a variance of
+    its own, which training's batch normalisation has kept.
+
+    Latents have the autoencoder's own grid here, one sample for 8 px; the stock pipeline holds them by tokens.
+    """
+
+    def __init__(self, model: Any, place: Place) -> None:
+        super().__init__(model, place)
+        self._patch = int(model.config.patch_size[0])
+
+    def _normal(self, raw: Tensor) -> Tensor:
+        mean, deviation = self._statistics()
+        return pixel_shuffle((pixel_unshuffle(raw, self._patch) - mean) / deviation, self._patch)
+
+    def _raw(self, latents: Tensor) -> Tensor:
+        mean, deviation = self._statistics()
+        return pixel_shuffle(pixel_unshuffle(latents, self._patch) * deviation + mean, self._patch)
+
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation, (1, C, 1, 1) each; asked for anew, since the model may have been moved."""
+        mean, variance = (
+            value.float().view(1, -1, 1, 1)
+            for value in (self.model.bn.running_mean, self.model.bn.running_var)
+        )
+        return mean, (variance + self.model.config.batch_norm_eps).sqrt()
 
 
 class TinyDecoder:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from dino_ray.diffusion.denoiser import Denoiser, Embeddings
+    from dino_ray.diffusion.denoiser import Denoiser, Description, Embeddings
     from dino_ray.diffusion.sampler import Amend
     from dino_ray.dino.loading import Dino
 
@@ -46,9 +46,14 @@ class Effort:
     denoise: float
     strength: float
 
-    def gentler(self) -> Effort:
-        """For another try: half the noise, and half of what guidance lacks of its full strength; off stays off."""
-        return Effort(self.denoise / 2, (1 + self.strength) / 2 if self.strength else 0.0)
+    def gentler(self, model: Description) -> Effort | None:
+        """For another try: half the noise, and half of what guidance lacks of its full strength; off stays off.
+
+        None: the model can start from no less noise, and no firmer guidance is to be had, so that it would draw the
+        same again.
+        """
+        less = Effort(model.within(self.denoise / 2), (1 + self.strength) / 2 if self.strength else 0.0)
+        return None if less == self else less
 
 
 def refine_batch(
@@ -88,6 +93,10 @@ def refine_batch(
     def draft(tiles: Sequence[Tile], effort: Effort) -> Tensor:
         return _draft(models, tiles, task, guide, effort, watch, stop)
 
+    def redraft(tile: Tile, effort: Effort) -> Draft | None:
+        gentler = effort.gentler(models.denoiser.description)
+        return None if gentler is None else Draft(draft([tile], gentler)[0], gentler)
+
     with torch.inference_mode():
         lively = [tile for tile in tiles if tile.number not in flat]
         pixels = iter(draft(lively, asked) if lively else ())
@@ -96,11 +105,7 @@ def refine_batch(
             heed(stop)
             with watch("verify"):
                 first = None if tile.number in flat else Draft(next(pixels), asked)
-                made.append(
-                    verified(
-                        tile, first, lambda tile, effort: draft([tile], effort)[0], models.dino, task, guide
-                    )
-                )
+                made.append(verified(tile, first, redraft, models.dino, task, guide))
         return made
 
 
@@ -125,9 +130,8 @@ def _draft(
     with watch("steps"):
         _, channels, h, w = base.shape
         field = [_noise(task, rect, denoiser.description.latent_scale, channels) for rect in rects]
-        level = denoiser.description.within(effort.denoise)  # which a gentler try may have left
-        sigmas = denoiser.sigmas(level, task.steps, (h, w))
-        start = denoiser.noised(base, torch.from_numpy(np.stack(field)).to(device), level)
+        sigmas = denoiser.sigmas(effort.denoise, task.steps, (h, w))
+        start = denoiser.noised(base, torch.from_numpy(np.stack(field)).to(device), effort.denoise)
         conditioning = replace(
             _conditioning(denoiser, task, guide, effort.strength, base, rects),
             control=_control(task, pixels, base, sigmas.tolist()),

@@ -73,8 +73,8 @@ class Refined:
     fidelity: TileFidelity
 
 
-Redo = Callable[[Tile, "Effort"], "Tensor"]
-"""Has the model make a tile again, with another effort: (3, h, w)."""
+Redo = Callable[[Tile, "Effort"], Draft | None]
+"""Has the model make a tile again, with a gentler effort than that; None: it knows none."""
 
 
 def verified(
@@ -135,8 +135,10 @@ def verified(
             return finish(pixels, "retried" if retries else "accepted", first, retries)
         if float(drift.drifted().mean()) < TOO_LARGE or retries == RETRIES:
             break
-        effort = draft.effort.gentler()
-        draft = Draft(redo(tile, effort), effort)
+        again = redo(tile, draft.effort)
+        if again is None:
+            break
+        draft = again
     assert reference is not None
     mended = _mended(pixels, base, reference, drift, alarm)
     if mended is None:

@@ -23,3 +23,8 @@ def refined(denoiser, conditioning, denoise, steps, h, w, batch=2):
 def batched(embeddings, batch):
     """Embeddings for each tile of a batch."""
     return {name: value.expand(batch, *value.shape[1:]) for name, value in embeddings.items()}
+
+
+def before_shift(sigmas, alpha):
+    """The sigmas that a stock scheduler whose shift is ``alpha`` will shift to ``sigmas``."""
+    return [sigma / (alpha - (alpha - 1) * sigma) for sigma in sigmas.double().tolist()]

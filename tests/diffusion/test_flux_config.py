@@ -55,13 +55,13 @@ def test_starting_lower_follows_the_same_curve(schedule, steps, tokens, data):
 
 def test_dynamic_shift_is_that_of_the_paper_at_both_ends():
     dev = Schedule.from_config(DEV)
-    assert dev.alpha(256) == pytest.approx(math.exp(0.5))
-    assert dev.alpha(4096) == pytest.approx(math.exp(1.15))
+    assert dev.alpha(256, 8) == pytest.approx(math.exp(0.5))
+    assert dev.alpha(4096, 8) == pytest.approx(math.exp(1.15))
 
 
 def test_a_static_shift_ignores_the_image_size():
     schedule = Schedule.from_config({"shift": 3.0})
-    assert schedule.alpha(256) == schedule.alpha(4096) == 3.0
+    assert schedule.alpha(256, 8) == schedule.alpha(4096, 8) == 3.0
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from parity import before_shift
 from tiny import LATENT_CHANNELS, make_tiny_flux
 
 from dino_ray.diffusion import loading
@@ -59,7 +60,7 @@ def unshifted(pipeline, sigmas):
             config.max_image_seq_len - config.base_image_seq_len
         )
         alpha = torch.tensor(config.base_shift + slope * (tokens - config.base_image_seq_len)).exp().item()
-    return [sigma / (alpha - (alpha - 1) * sigma) for sigma in sigmas.double().tolist()]
+    return before_shift(sigmas, alpha)
 
 
 @pytest.mark.parametrize(("denoise", "steps"), [(0.2, 1), (0.25, 3), (0.6, 4), (1.0, 5)])

@@ -13,6 +13,7 @@ import torch
 from parity import refined
 from safetensors.torch import load_file, save_file
 from tiny import make_tiny_flux
+from tiny_flows import make_tiny
 from tiny_lora import make_kohya_lora, make_lora
 from tiny_stable_diffusion import make_tiny_stable_diffusion
 
@@ -114,6 +115,29 @@ def test_fused_loras_leave_the_network_as_plain_as_it_was(world, with_both):
     assert [type(module) for module in with_both[0]._core.modules()] == [
         type(module) for module in plain._core.modules()
     ]
+
+
+@pytest.mark.parametrize("kind", ["kontext", "klein", "sd3"])
+def test_weights_of_other_families_become_those_of_the_stock_pipeline(kind, tmp_path):
+    import diffusers
+
+    model = make_tiny(tmp_path / kind, kind)
+    stock = diffusers.DiffusionPipeline.from_pretrained(model)
+    plain = {name: value.clone() for name, value in stock.transformer.state_dict().items()}
+    files = [make_lora(stock, tmp_path / f"{i}.safetensors", seed=i) for i in (1, 2)]
+    chosen = options(f"{files[0]}:0.7", f"{files[1]}:-0.4")
+    loading.describe(str(model), options=chosen)
+    ours = loading.load(str(model), "cpu", "float32", options=chosen)._core.state_dict()
+    for i, file in enumerate(files):
+        stock.load_lora_weights(tmp_path, weight_name=file.name, adapter_name=str(i))
+    stock.set_adapters(["0", "1"], [0.7, -0.4])
+    stock.fuse_lora(components=["transformer"], adapter_names=["0", "1"])
+    stock.unload_lora_weights()
+    theirs = stock.transformer.state_dict()
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert (value - theirs[name]).abs().max() < 1e-5, name
+    assert max((ours[name] - value).abs().max() for name, value in plain.items()) > 1e-2
 
 
 def test_what_comfyui_names_is_what_sd_scripts_names(world, tmp_path):

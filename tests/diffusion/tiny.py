@@ -122,7 +122,7 @@ def clip_encoder(projected: bool = False) -> tuple[Any, Any]:
     return clip_tokenizer, clip
 
 
-def t5_encoder() -> tuple[Any, Any]:
+def t5_encoder(width: int = TEXT_WIDTH) -> tuple[Any, Any]:
     """A tokenizer and a T5."""
     from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 
@@ -132,7 +132,7 @@ def t5_encoder() -> tuple[Any, Any]:
     t5 = T5EncoderModel(
         T5Config(
             vocab_size=len(t5_tokenizer),
-            d_model=TEXT_WIDTH,
+            d_model=width,
             d_kv=16,
             d_ff=2 * TEXT_WIDTH,
             num_layers=2,

@@ -16,6 +16,7 @@ LAYERS = {
         "attn.to_out.0",
         "ff.net.0.proj",
         "proj_out",
+        "attn.to_qkv_mlp_proj",
     ],
     "unet": ["attn1.to_q", "attn2.to_k", "attn2.to_v", "attn1.to_out.0", "conv1"],
     "text": ["q_proj", "v_proj", "fc1"],

@@ -108,6 +108,18 @@ def test_a_stubborn_model_is_asked_twice_more_with_half_the_noise_each_time_and_
     np.testing.assert_array_equal(pixels, bases(task, 4)[0])
 
 
+@pytest.mark.parametrize(("strength", "asked"), [(0.0, 1), (0.5, 3), (1.0, 1)])
+def test_a_model_that_knows_one_noise_level_is_asked_again_only_where_guidance_can_be_firmer(
+    task: ImageTask, strength: float, asked: int
+) -> None:
+    model = Painter(side=SIDE, corner=0)
+    model.description = replace(model.description, denoise=1.0, noise_levels=(1.0, 1.0))
+    (pixels,), (record,) = made(model, replace(task, denoise=1.0, dino_strength=strength), 4)
+    assert model.levels == [(1, 1.0)] * asked
+    assert (record.action, record.retries) == ("kept", asked - 1)
+    np.testing.assert_array_equal(pixels, bases(task, 4)[0])
+
+
 def test_a_model_that_gives_in_is_asked_no_more_than_that_takes(task: ImageTask) -> None:
     model = Painter(side=SIDE, corner=0, from_level=0.2)
     (pixels,), (record,) = made(model, task, 4)

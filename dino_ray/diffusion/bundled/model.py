@@ -15,8 +15,8 @@ from dino_ray.diffusion.bundled.latents import BlockDct
 from dino_ray.diffusion.bundled.spec import Spec
 from dino_ray.diffusion.context import lay_out
 from dino_ray.diffusion.denoiser import Conditioning, Description, DinoTokens
+from dino_ray.diffusion.families.flow_schedule import PATCH
 from dino_ray.diffusion.families.flux import pack, position_ids, unpack
-from dino_ray.diffusion.families.flux_config import PATCH
 from dino_ray.errors import UsageError
 
 

@@ -12,13 +12,23 @@ them. The second, named by ``Family.module``, knows torch and has two functions:
 from __future__ import annotations
 
 from dino_ray.diffusion.families.family import Configs, Family, denoiser_config
+from dino_ray.diffusion.families.flux2_config import FAMILY as FLUX2
 from dino_ray.diffusion.families.flux_config import FAMILY as FLUX
+from dino_ray.diffusion.families.flux_config import KONTEXT
+from dino_ray.diffusion.families.stable_diffusion_3_config import FAMILY as STABLE_DIFFUSION_3
 from dino_ray.diffusion.families.stable_diffusion_config import FAMILY as STABLE_DIFFUSION
 from dino_ray.diffusion.families.stable_diffusion_config import XL as STABLE_DIFFUSION_XL
 
 __all__ = ["FAMILIES", "FLUX", "Configs", "Family", "denoiser_config", "family_of"]
 
-FAMILIES: tuple[Family, ...] = (FLUX, STABLE_DIFFUSION, STABLE_DIFFUSION_XL)
+FAMILIES: tuple[Family, ...] = (
+    FLUX,
+    KONTEXT,
+    FLUX2,
+    STABLE_DIFFUSION,
+    STABLE_DIFFUSION_XL,
+    STABLE_DIFFUSION_3,
+)
 
 
 def family_of(pipeline: str) -> Family | None:

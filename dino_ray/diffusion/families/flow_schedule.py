@@ -7,7 +7,7 @@ Z-Image share; they differ in its constants, which a ``scheduler_config.json`` n
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +20,13 @@ _REPLACING_OPTIONS = (
     "use_beta_sigmas",
     "invert_sigmas",
 )
+
+
+PATCH = 2
+"""Latent samples per token of these families' transformers, per axis: part of the architecture."""
+
+Mu = Callable[[int, int], float]
+"""mu of an image's tokens and of the number of steps that make it."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +48,14 @@ class Schedule:
     max_tokens: int = 4096
     growth: Literal["exponential", "linear"] = "exponential"
     """``exponential``: alpha = exp(mu); ``linear``: alpha = mu."""
+    mu: Mu | None = None
+    """Where ``dynamic``, in place of that line: a family's own rule, which no config file names."""
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], name: str = "scheduler") -> Schedule:
-        """Read a ``scheduler_config.json``.
+    def from_config(
+        cls, config: Mapping[str, Any], name: str = "scheduler", mu: Mu | None = None
+    ) -> Schedule:
+        """Read a ``scheduler_config.json``; ``mu``: the family's own rule for it, if it has one.
 
         Raises
         ------
@@ -64,19 +75,23 @@ class Schedule:
             base_tokens=int(config.get("base_image_seq_len", 256)),
             max_tokens=int(config.get("max_image_seq_len", 4096)),
             growth=config.get("time_shift_type", "exponential"),
+            mu=mu,
         )
 
-    def alpha(self, tokens: int) -> float:
-        """Strength of the shift for an image of ``tokens`` tokens; 1 is no shift."""
+    def alpha(self, tokens: int, steps: int) -> float:
+        """Strength of the shift for an image of ``tokens`` tokens made in ``steps``; 1 is no shift."""
         if not self.dynamic:
             return self.shift
-        slope = (self.max_shift - self.base_shift) / (self.max_tokens - self.base_tokens)
-        mu = self.base_shift + slope * (tokens - self.base_tokens)
+        mu = self._straight(tokens) if self.mu is None else self.mu(tokens, steps)
         return math.exp(mu) if self.growth == "exponential" else mu
+
+    def _straight(self, tokens: int) -> float:
+        slope = (self.max_shift - self.base_shift) / (self.max_tokens - self.base_tokens)
+        return self.base_shift + slope * (tokens - self.base_tokens)
 
     def sigmas(self, denoise: float, steps: int, tokens: int) -> list[float]:
         """``steps + 1`` noise levels, spaced as the model's own, from exactly ``denoise`` in (0, 1] to 0."""
-        alpha = self.alpha(tokens)
+        alpha = self.alpha(tokens, steps)
         start = shifted(denoise, 1 / alpha)
         between = [shifted(start * (steps - i) / steps, alpha) for i in range(1, steps)]
         return [denoise, *between, 0.0]

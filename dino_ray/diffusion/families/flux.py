@@ -1,4 +1,4 @@
-"""FLUX.1 (schnell, dev, Krea and other fine-tunes) as a ``Denoiser``."""
+"""FLUX.1 (schnell, dev, Krea and other fine-tunes), and its editor Kontext, as a ``Denoiser``."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from dino_ray.diffusion.adapter_file import AdapterFacts
 from dino_ray.diffusion.context import lay_out
 from dino_ray.diffusion.denoiser import Conditioning, Description, Embeddings
 from dino_ray.diffusion.families.family import Configs
-from dino_ray.diffusion.families.flow_schedule import Schedule
-from dino_ray.diffusion.families.flux_config import PATCH
+from dino_ray.diffusion.families.flow_denoiser import FlowDenoiser
+from dino_ray.diffusion.families.flow_schedule import PATCH
 from dino_ray.diffusion.families.flux_text import encode_text
-from dino_ray.diffusion.families.latent_denoiser import ControlNet, LatentDenoiser, Loaded
-from dino_ray.diffusion.vae import KlVae, Place, TinyDecoder, Vae
+from dino_ray.diffusion.families.latent_denoiser import Loaded
+from dino_ray.diffusion.vae import Place
 
-__all__ = ["FluxDenoiser", "build", "encode_text", "pack", "position_ids", "unpack"]
+__all__ = ["FluxDenoiser", "build", "encode_text", "pack", "picture_tokens", "position_ids", "unpack"]
+
+REFERENCE = 1.0
+"""First rotary coordinate of the tokens of Kontext's reference."""
 
 
 def pack(latents: Tensor) -> Tensor:
@@ -37,38 +40,42 @@ def unpack(tokens: Tensor, h: int, w: int) -> Tensor:
     return patches.permute(0, 3, 1, 4, 2, 5).reshape(batch, -1, h, w)
 
 
-def position_ids(rows: int, cols: int, device: torch.device | str | None = None) -> Tensor:
-    """Positions (rows · cols, 3) float32 of image tokens for the rotary embedding: (0, row, column)."""
+def position_ids(
+    rows: int, cols: int, device: torch.device | str | None = None, picture: float = 0.0
+) -> Tensor:
+    """Positions (rows · cols, 3) float32 of image tokens for the rotary embedding: (picture, row, column)."""
     ids = torch.zeros(rows, cols, 3, device=device)
+    ids[..., 0] = picture
     ids[..., 1] = torch.arange(rows, device=device)[:, None]
     ids[..., 2] = torch.arange(cols, device=device)[None, :]
     return ids.reshape(rows * cols, 3)
 
 
-class FluxDenoiser(LatentDenoiser):
-    """A transformer and a VAE of FLUX.1.
+def picture_tokens(
+    x: Tensor, reference: Tensor | None, picture: float, device: torch.device | str | None = None
+) -> tuple[Tensor, Tensor]:
+    """Latents (B, C, h, w) as tokens, followed by a reference's of the same size if there is one, and their positions.
 
     Parameters
     ----------
-    transformer : diffusers.FluxTransformer2DModel
-    vae, place, description, tiny, controlnet
-        As `LatentDenoiser` takes them.
-    schedule : Schedule
+    picture
+        First coordinate of the reference's positions, by which it is told from the picture itself, whose is 0.
+    """
+    rows, cols = x.shape[2] // PATCH, x.shape[3] // PATCH
+    tokens, positions = pack(x), position_ids(rows, cols, device)
+    if reference is None:
+        return tokens, positions
+    beside = position_ids(rows, cols, device, picture)
+    return torch.cat([tokens, pack(reference.to(x))], dim=1), torch.cat([positions, beside])
+
+
+class FluxDenoiser(FlowDenoiser):
+    """A transformer and a VAE of FLUX.1.
+
+    Takes what `FlowDenoiser` takes, with a ``diffusers.FluxTransformer2DModel``.
     """
 
-    def __init__(
-        self,
-        transformer: Any,
-        vae: Vae,
-        place: Place,
-        schedule: Schedule,
-        description: Description,
-        tiny: TinyDecoder | None = None,
-        controlnet: ControlNet | None = None,
-    ) -> None:
-        super().__init__(transformer, vae, place, description, tiny, controlnet)
-        self._schedule = schedule
-        self._adapter: Adapter | None = None
+    _adapter: Adapter | None = None
 
     def adapted(self, adapter: Adapter, facts: AdapterFacts) -> FluxDenoiser:
         """The same model, attending to what ``adapter`` makes of DINO tokens as it does to text.
@@ -80,22 +87,19 @@ class FluxDenoiser(LatentDenoiser):
         other._adapter, other._description = adapter, facts.applied_to(self._description)
         return other
 
-    def _levels(self, denoise: float, steps: int, size: tuple[int, int]) -> list[float]:
-        h, w = size
-        return self._schedule.sigmas(denoise, steps, tokens=(h // PATCH) * (w // PATCH))
-
     def _answer(self, x: Tensor, sigma: float, text: Embeddings, conditioning: Conditioning) -> Tensor:
         """The velocity ``noise - x0`` that the transformer was trained on."""
         batch, _, h, w = x.shape
         device = self.device
         rows, cols = h // PATCH, w // PATCH
+        tokens, positions = picture_tokens(x, conditioning.reference, REFERENCE, device)
         prompt = self._prompt(text, conditioning, batch)
         context = lay_out(prompt, adapted(conditioning.dino, self._adapter, device), (rows, cols))
-        attention: dict[str, Any] = dict(context.attention(rows * cols))
+        attention: dict[str, Any] = dict(context.attention(len(positions)))
         if (seen := self._image(conditioning, "image_embeds", batch)) is not None:
             attention["ip_adapter_image_embeds"] = [seen]
         velocity: Tensor = self._core(
-            hidden_states=self._place.put(pack(x)),
+            hidden_states=self._place.put(tokens),
             timestep=torch.full((batch,), sigma, device=device),
             guidance=torch.full((batch,), self._scale(conditioning), device=device)
             if self._description.guidance == "embedded"
@@ -103,12 +107,12 @@ class FluxDenoiser(LatentDenoiser):
             pooled_projections=self._text(text, "pooled_prompt_embeds", batch),
             encoder_hidden_states=context.tokens,
             txt_ids=context.positions,
-            img_ids=position_ids(rows, cols, device),
+            img_ids=positions,
             joint_attention_kwargs=attention,
             return_dict=False,
             **self._controlled(x, sigma, text, conditioning),
         )[0]
-        return unpack(velocity.float(), h, w)
+        return unpack(velocity[:, : rows * cols].float(), h, w)
 
     def _prompt(self, text: Embeddings, conditioning: Conditioning, batch: int) -> Tensor:
         """The prompt's tokens, and an image prompt's behind them."""
@@ -154,12 +158,4 @@ def _put(samples: Sequence[Tensor] | None, place: Place) -> list[Tensor] | None:
 
 def build(loaded: Loaded, configs: Configs, description: Description) -> FluxDenoiser:
     """A FLUX.1 model of its loaded parts."""
-    return FluxDenoiser(
-        loaded.models["transformer"],
-        KlVae(loaded.models["vae"], loaded.places["vae"]),
-        loaded.places["transformer"],
-        Schedule.from_config(configs["scheduler"], description.name),
-        description,
-        loaded.tiny(),
-        loaded.controlnet(),
-    )
+    return FluxDenoiser.of(loaded, configs, description)

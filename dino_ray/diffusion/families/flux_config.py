@@ -1,18 +1,16 @@
-"""What the configuration files of Black Forest Labs' FLUX.1 say, read without torch."""
+"""What the configuration files of Black Forest Labs' FLUX.1 and its editor Kontext say, read without torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from dino_ray.diffusion.denoiser import Description
 from dino_ray.diffusion.families import lora_layers
 from dino_ray.diffusion.families.family import Configs, Family
-from dino_ray.diffusion.families.flow_schedule import Schedule
+from dino_ray.diffusion.families.flow_schedule import PATCH, Schedule
 from dino_ray.errors import UsageError
-
-PATCH = 2
-"""Latent samples per transformer token, per axis: part of the architecture, in no config."""
 
 TILE = 1024
 """canvas_px. FLUX.1 was trained around one megapixel: smaller tiles see less context, larger ones drift from
@@ -32,6 +30,15 @@ at 1024² spends most of its steps near pure noise, in under 3 and under 7 of it
 
 GUIDANCE_SCALE = 3.5
 """Black Forest Labs' recommendation for FLUX.1-dev."""
+
+KONTEXT_GUIDANCE_SCALE = 2.5
+"""Black Forest Labs' recommendation for FLUX.1 Kontext."""
+
+EDIT_PROMPT = (
+    "Make this picture sharper and bring out its fine detail. Keep everything else exactly as it is: content, "
+    "composition, colours, light and style."
+)
+"""What an editor is told unless the user says otherwise: an instruction that suits any tile of any picture."""
 
 DISTILLED_TEXT_TOKENS, GUIDED_TEXT_TOKENS = 256, 512
 """T5 sequence lengths the two kinds were trained with."""
@@ -74,6 +81,30 @@ def describe(name: str, configs: Configs) -> Description:
     )
 
 
+def describe_kontext(name: str, configs: Configs) -> Description:
+    """A FLUX.1 Kontext model's description: as FLUX.1's, but that it draws each tile from pure noise.
+
+    The tile's base is its reference, and doubles the sequence that it works on. It was trained to start from noise
+    alone; so it takes all the steps that a picture takes.
+
+    Raises
+    ------
+    UsageError
+        As ``describe`` does.
+    """
+    plain = describe(name, configs)
+    return replace(
+        plain,
+        family="flux-kontext",
+        steps=GUIDED_NATIVE_STEPS if plain.cfg is not None else DISTILLED_NATIVE_STEPS,
+        cfg=KONTEXT_GUIDANCE_SCALE if plain.cfg is not None else None,
+        prompt=EDIT_PROMPT,
+        takes_reference=True,
+        denoise=1.0,
+        noise_levels=(1.0, 1.0),
+    )
+
+
 def text_tokens(transformer: Mapping[str, Any]) -> int:
     """Length of the T5 sequence that a transformer of this config was trained with."""
     return GUIDED_TEXT_TOKENS if transformer.get("guidance_embeds", False) else DISTILLED_TEXT_TOKENS
@@ -98,4 +129,17 @@ FAMILY = Family(
     controlnet="FluxControlNetModel",
     tiny_vae="madebyollin/taef1",
 )
-"""Kontext, Control and Fill, which take a reference, a control or a mask as more tokens or channels, are others."""
+"""Control and Fill, which take a control or a mask as more channels, are other models."""
+
+KONTEXT = replace(
+    FAMILY,
+    name="flux-kontext",
+    title="FLUX.1 Kontext",
+    pipelines=frozenset({"FluxKontextPipeline", "FluxKontextInpaintPipeline"}),
+    describe=describe_kontext,
+    image_prompts={},
+    controlnet=None,
+)
+"""The same transformer, trained to attend to a reference; only its pipeline's class tells it from FLUX.1. A family of
+its own, since DINO adapters, ControlNets and image prompts are trained beside FLUX.1's text, and know of no
+reference."""
