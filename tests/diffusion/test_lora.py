@@ -20,6 +20,7 @@ from tiny_stable_diffusion import make_tiny_stable_diffusion
 from dino_ray.config import UpscaleConfig
 from dino_ray.diffusion import hub, loading, lora_file
 from dino_ray.diffusion.denoiser import Conditioning
+from dino_ray.diffusion.families import FAMILIES
 from dino_ray.diffusion.model_options import ModelOptions
 from dino_ray.errors import JobError, UsageError
 
@@ -115,6 +116,10 @@ def test_fused_loras_leave_the_network_as_plain_as_it_was(world, with_both):
     assert [type(module) for module in with_both[0]._core.modules()] == [
         type(module) for module in plain._core.modules()
     ]
+
+
+def test_every_family_says_how_its_loras_are_known():
+    assert [family.name for family in FAMILIES if family.lora is None] == []
 
 
 @pytest.mark.parametrize("kind", ["kontext", "klein", "sd3"])
