@@ -18,6 +18,8 @@ from pydantic import (
     model_validator,
 )
 
+from dino_ray.diffusion.dtypes import Dtypes
+from dino_ray.diffusion.model_options import Offload, Quantizer
 from dino_ray.errors import UsageError
 from dino_ray.workers import MOST_WORKERS, Workers
 
@@ -243,8 +245,28 @@ class UpscaleConfig(BaseModel):
         default=None, description="Reduced levels within a TIFF, for viewers. Default: from some size on."
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where the models run.")
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        default="auto", description="Precision of the diffusion model. auto: bf16 on a GPU, fp32 on a CPU."
+    dtype: Annotated[Dtypes, BeforeValidator(Dtypes.parse), PlainSerializer(str)] = Field(
+        default=Dtypes(),
+        description="Precision of the diffusion model, of all its components or by name: transformer=fp8,vae=fp32; "
+        "default is what is not named. fp8 keeps weights in 8 bits, where that saves much, and computes in another "
+        "type. auto: bf16 on a GPU, fp32 on a CPU.",
+    )
+    quantize: Quantizer | None = Field(
+        default=None,
+        description="Quantises the weights of the transformer or UNet, and of large text encoders, as they are loaded: "
+        "nf4 and int8 by bitsandbytes, which needs CUDA, the others by torchao. Default: not at all.",
+    )
+    offload: Offload = Field(
+        default="none",
+        description="What waits in host memory until a GPU needs it: whole models, groups of layers, or single layers; "
+        "each saves more and takes longer. Changes no pixels.",
+    )
+    vae_tile: int | None = Field(
+        default=None,
+        ge=64,
+        le=8192,
+        description="Side of the windows that the VAE works in, in pixels of the result, to need less memory. Default: "
+        "whole tiles, until memory runs out.",
     )
     workers: Annotated[
         Workers, BeforeValidator(Workers.parse), PlainSerializer(lambda workers: workers.plain)
@@ -379,6 +401,9 @@ def _first_fault(error: ValidationError, where: str) -> str:
             f"{prefix}{option} must be a number such as 4, a range such as 2:16, or auto, within 1 to {MOST_WORKERS}, "
             f"not {fault['input']!r}"
         )
+    if name == "dtype":
+        reason = fault["msg"].removeprefix("Value error, ")
+        return f"{prefix}{option} {fault['input']}: {reason}; give {Dtypes.SYNTAX}"
     if fault["type"] == "string_too_short":
         return f"{prefix}{option} must not be empty"
     message = fault["msg"].removeprefix("Input should be ").split(", unable")[0]

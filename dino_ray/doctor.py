@@ -54,6 +54,7 @@ def examine(address: str) -> Iterator[Finding]:
         yield _package(package)
     checks: dict[str, Callable[[], str]] = {
         "gpu": _gpu,
+        "quantisers": _quantizers,
         "image formats": _formats,
         "disk here": _disk,
         "bundled base net": _base_net,
@@ -90,6 +91,24 @@ def _gpu() -> str:
     count = torch.cuda.device_count()
     properties = [torch.cuda.get_device_properties(i) for i in range(count)]
     return ", ".join(f"{p.name} {p.total_memory / 1e9:.0f} GB" for p in properties)
+
+
+def _quantizers() -> str:
+    """Which of ``--quantize``; a GPU is what bitsandbytes needs besides itself."""
+    import torch
+
+    from dino_ray.diffusion.storage import PACKAGES, quantizers
+
+    usable, lacking = [], {}
+    for method, installed in quantizers().items():
+        package = PACKAGES[method]
+        if not installed:
+            lacking[package] = f'{package} is not installed (pip install "dino-ray[quantize]")'
+        elif package == "bitsandbytes" and not torch.cuda.is_available():
+            lacking[package] = f"{package} needs a CUDA device"
+        else:
+            usable.append(method)
+    return "; ".join([", ".join(usable) or "none", *lacking.values()])
 
 
 def _formats() -> str:

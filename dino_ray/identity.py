@@ -44,7 +44,7 @@ _SETTLED = (
     ),
 )
 """Options as ``resolve`` has settled them."""
-_GIVEN = ("model", "controlnet", "dtype", "threads", "page", "to_srgb")
+_GIVEN = ("model", "controlnet", "threads", "page", "to_srgb")
 """Options as they were given."""
 _IMAGE_PROMPT = ("image_prompt", "image_prompt_of", "image_prompt_scale")
 
@@ -81,6 +81,9 @@ def of_pixels(
         **{option_name(name): getattr(config, name) for name in _GIVEN},
         "--lora": [f"{lora.location}:{lora.weight:g}" for lora in settings.model_options.loras],
         **{option_name(name): getattr(config, name) for name in _IMAGE_PROMPT},
+        "--dtype": str(settings.dtype),
+        "--quantize": settings.model_options.quantize,
+        "--vae-tile": settings.model_options.vae_tile,
         "--depth": depth,
         "--wrap": "on" if wrap else "off",
         "a source of": of_source(source, stop),

@@ -11,6 +11,7 @@ from dino_ray.resolve import Settings
 
 if TYPE_CHECKING:
     from dino_ray.diffusion.denoiser import Denoiser
+    from dino_ray.diffusion.dtypes import Dtypes
     from dino_ray.diffusion.families.family import Picture
     from dino_ray.diffusion.image_prompt import ImageEncoder
     from dino_ray.diffusion.model_options import ModelOptions
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from dino_ray.engine.protocol import ReplicaSpec, TextArrays
     from dino_ray.prompts import Captioner
     from dino_ray.upsample import Upsampler
-
-DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-"""The command line's short names to torch's."""
 
 
 def replica_spec(config: UpscaleConfig, settings: Settings) -> ReplicaSpec:
@@ -35,7 +33,7 @@ def replica_spec(config: UpscaleConfig, settings: Settings) -> ReplicaSpec:
             _load_denoiser,
             model,
             device,
-            config.dtype,
+            settings.dtype,
             settings.dino_adapter,
             settings.sketch,
             settings.model_options,
@@ -43,10 +41,10 @@ def replica_spec(config: UpscaleConfig, settings: Settings) -> ReplicaSpec:
         if settings.model
         else None,
         dino=partial(_load_dino, settings.dino, device) if settings.dino else None,
-        text=partial(_encode_text, model, device, config.dtype, settings.model_options)
+        text=partial(_encode_text, model, device, settings.dtype, settings.model_options)
         if takes_text
         else None,
-        image=partial(_load_image_encoder, settings.model_options, device, config.dtype)
+        image=partial(_load_image_encoder, settings.model_options, device, settings.dtype)
         if settings.image_prompt
         else None,
         captioner=partial(_find_captioner, settings.captioner) if settings.captioner else None,
@@ -66,18 +64,18 @@ def _load_upsampler(base: str, device: str) -> Upsampler:
 
 
 def _load_denoiser(
-    model: str, device: str, dtype: str, adapter: str | None, sketch: str | None, options: ModelOptions
+    model: str, device: str, dtype: Dtypes, adapter: str | None, sketch: str | None, options: ModelOptions
 ) -> Denoiser:
     from dino_ray.diffusion import loading
 
-    return loading.load(model, device, DTYPES[dtype], adapter, sketch=sketch, options=options)
+    return loading.load(model, device, dtype, adapter, sketch=sketch, options=options)
 
 
-def _load_image_encoder(options: ModelOptions, device: str, dtype: str) -> ImageEncoder:
+def _load_image_encoder(options: ModelOptions, device: str, dtype: Dtypes) -> ImageEncoder:
     from dino_ray.diffusion import loading
 
     assert options.image_prompt is not None
-    return loading.load_image_encoder(options.image_prompt, device, DTYPES[dtype])
+    return loading.load_image_encoder(options.image_prompt, device, dtype)
 
 
 def _load_dino(name: str, device: str) -> Dino:
@@ -88,11 +86,11 @@ def _load_dino(name: str, device: str) -> Dino:
 
 
 def _encode_text(
-    model: str, device: str, dtype: str, options: ModelOptions, prompts: Sequence[str], picture: Picture
+    model: str, device: str, dtype: Dtypes, options: ModelOptions, prompts: Sequence[str], picture: Picture
 ) -> Mapping[str, TextArrays]:
     from dino_ray.diffusion import loading
 
-    encoded = loading.encode_texts(model, prompts, device, DTYPES[dtype], picture=picture, options=options)
+    encoded = loading.encode_texts(model, prompts, device, dtype, picture=picture, options=options)
     return {
         prompt: {name: value.numpy() for name, value in embeddings.items()}
         for prompt, embeddings in encoded.items()

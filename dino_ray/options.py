@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import click
 
 from dino_ray.config import UpscaleConfig, Wrap, option_name
+from dino_ray.diffusion.dtypes import Dtypes
 from dino_ray.workers import Workers
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -79,8 +80,8 @@ def _option(name: str) -> Callable[[Any], Any]:
 
 def _metavar(annotation: Any) -> str:
     """What to type: a kind of value, or the choices."""
-    if annotation is Workers:
-        return Workers.SYNTAX
+    if annotation in (Dtypes, Workers):
+        return str(annotation.SYNTAX)
     choices = [
         choice for part in _parts(annotation) if get_origin(part) is Literal for choice in get_args(part)
     ]

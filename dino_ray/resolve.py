@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from dino_ray.config import PRESET_STEPS, UpscaleConfig, option_name
+from dino_ray.diffusion.dtypes import Dtypes
 from dino_ray.diffusion.model_options import AS_PUBLISHED, ModelOptions
 from dino_ray.errors import UsageError
 from dino_ray.plan.geometry import Grid, Scaling, make_grid
@@ -58,6 +59,7 @@ MODEL_OPTIONS = (
     ),
     *("image_prompt_of", "image_prompt_scale"),
     *("adaptive", "verify", "consistency", "color_lock", "seed", "dtype", "batch"),
+    *("quantize", "offload", "vae_tile"),
 )
 """Options that only a diffusion model can honour."""
 
@@ -106,6 +108,7 @@ class Settings:
     consistency: float
     color_lock: Literal["wavelet", "adain", "off"]
     seed: int
+    dtype: Dtypes
     model_options: ModelOptions
     batch: int
     """Tiles that a replica refines at once; 1 without a model."""
@@ -188,7 +191,7 @@ def resolve(config: UpscaleConfig) -> Settings:
         raise UsageError("--shared: says that every node sees the job directory; name it with --job-dir")
     if config.model == NO_MODEL:
         return _without_model(config)
-    from dino_ray.diffusion import loading
+    from dino_ray.diffusion import keeping, loading
 
     options = _model_options(config)
     model = loading.describe(config.model, config.dino_adapter, options)
@@ -214,13 +217,16 @@ def resolve(config: UpscaleConfig) -> Settings:
         raise UsageError(
             "--sampler heun: differs from euler from --steps 2 on; raise --steps or leave it out"
         )
-    dino, strength = _dino(config, model, denoise)
     tile = config.tile if config.tile is not None else model.tile
     if model.largest_tile is not None and tile > model.largest_tile:
         raise UsageError(
             f"--tile {tile}: the model {model.name} knows positions for {model.largest_tile} px at most; "
             "give that or less"
         )
+    # A cluster's machines are others, and judge for themselves.
+    here = config.device if config.address in ("none", "local") else None
+    keeping.check(config.model, config.dtype, options, tile, here)
+    dino, strength = _dino(config, model, denoise)
     half = tile // model.pixel_multiple // 2 * model.pixel_multiple  # the most that the plan allows
     overlap = config.overlap if config.overlap is not None else min(model.overlap, half)
     settings = Settings(
@@ -251,6 +257,7 @@ def resolve(config: UpscaleConfig) -> Settings:
         consistency=_consistency(config) if denoise > 0 else 0.0,
         color_lock=config.color_lock if denoise > 0 else "off",
         seed=config.seed,
+        dtype=config.dtype,
         model_options=options,
         batch=config.batch,
         **_around(config),
@@ -334,6 +341,7 @@ def _without_model(config: UpscaleConfig) -> Settings:
         consistency=0.0,
         color_lock="off",
         seed=0,
+        dtype=config.dtype,
         model_options=AS_PUBLISHED,
         batch=1,
         **_around(config),
@@ -392,6 +400,9 @@ def _model_options(config: UpscaleConfig) -> ModelOptions:
         loras=lora_file.parse(config.lora),
         image_prompt=_image_prompt(config),
         controlnet=config.controlnet,
+        quantize=config.quantize,
+        offload=config.offload,
+        vae_tile=config.vae_tile,
     )
 
 

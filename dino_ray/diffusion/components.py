@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,8 +13,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from dino_ray.diffusion import offload
 from dino_ray.diffusion.denoiser import Description
+from dino_ray.diffusion.dtypes import TORCH
 from dino_ray.diffusion.lora import Loras
+from dino_ray.diffusion.model_options import Offload
+from dino_ray.diffusion.storage import Kept
 from dino_ray.errors import JobError
 
 _FAILURES = (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError)
@@ -33,15 +38,23 @@ class PartFiles:
     """Its folder."""
 
 
-def load_model(
-    files: PartFiles, dtype: torch.dtype, device: str, change: Callable[[Any], None] | None = None
-) -> Any:
+CASTS_BY_ITS_WEIGHT = "wo"
+"""A layer of T5 whose type is asked for, to cast what goes in, before the layer can make it that it computes in."""
+
+Change = Callable[[Any], None]
+"""What is done to a component's weights: LoRAs and the like."""
+
+
+def load_model(files: PartFiles, kept: Kept, device: str, change: Change | None = None) -> Any:
     """A component with weights, on ``device``.
+
+    Weights that are neither cast nor moved nor changed are mapped from their file, not copied: replicas of a machine
+    share them.
 
     Parameters
     ----------
     change
-        What is done to its weights, LoRAs and the like: where they are quick to change, and while they are whole.
+        Done on ``device``, where it is quick; but before weights are cast to fp8, which are too coarse to add to.
 
     Raises
     ------
@@ -55,17 +68,62 @@ def load_model(
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
-            **{named: dtype},
+            **{named: compute_dtype(kept)},
+            **_quantization(files, kept, device),
         )
         if missing := sorted(info["missing_keys"]):  # or else they would stay random
             raise ValueError(f"its weights lack {missing[0]}")
-        model = model.to(device)
+        if not kept.package or device == "cpu":  # the others are there
+            model = model.to("cpu" if kept.fp8 else device)
     if change is not None:
         change(model)
-    return model
+    if not kept.fp8:
+        return model
+    _cast_layerwise(model, compute_dtype(kept))
+    return model.to(device)
 
 
-def load_tiny_vae(folder: Path, description: Description, dtype: torch.dtype, device: str) -> Any:
+def compute_dtype(kept: Kept) -> torch.dtype:
+    """What a component computes in."""
+    dtype: torch.dtype = getattr(torch, TORCH[kept.compute])
+    return dtype
+
+
+def _cast_layerwise(model: Any, compute: torch.dtype) -> None:
+    from diffusers.hooks import apply_layerwise_casting
+    from diffusers.hooks.layerwise_casting import DEFAULT_SKIP_MODULES_PATTERN
+
+    own = getattr(model, "_skip_layerwise_casting_patterns", None) or ()
+    keep = getattr(model, "_keep_in_fp32_modules", None) or ()
+    apply_layerwise_casting(
+        model,
+        storage_dtype=torch.float8_e4m3fn,
+        compute_dtype=compute,
+        skip_modules_pattern=(*DEFAULT_SKIP_MODULES_PATTERN, *own, *keep, CASTS_BY_ITS_WEIGHT),
+    )
+
+
+def _quantization(files: PartFiles, kept: Kept, device: str) -> Mapping[str, Any]:
+    """What ``from_pretrained`` is told of weights that are quantised, or are to be."""
+    there = {"device_map": {"": device}} if kept.package and device != "cpu" else {}
+    if kept.quantize is None:
+        return there
+    library: Any = importlib.import_module(files.library)
+    if kept.quantize == "nf4":
+        config = library.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute_dtype(kept)
+        )
+    elif kept.quantize == "int8":
+        config = library.BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
+
+        by_name = {"torchao-int8": Int8WeightOnlyConfig, "torchao-fp8": Float8WeightOnlyConfig}
+        config = library.TorchAoConfig(by_name[kept.quantize]())
+    return {"quantization_config": config, **there}
+
+
+def load_tiny_vae(folder: Path, description: Description, kept: Kept, device: str) -> Any:
     """A small decoder of a model's latents.
 
     Raises
@@ -73,7 +131,7 @@ def load_tiny_vae(folder: Path, description: Description, dtype: torch.dtype, de
     JobError
         Where it is damaged, or of other latents.
     """
-    tiny = load_model(PartFiles("tiny_vae", "diffusers", "AutoencoderTiny", folder), dtype, device)
+    tiny = load_model(PartFiles("tiny_vae", "diffusers", "AutoencoderTiny", folder), kept, device)
     if tiny.config.latent_channels != description.latent_channels:
         raise JobError(
             f"{folder}: its latents have {tiny.config.latent_channels} channels, those of {description.name} "
@@ -100,10 +158,13 @@ class TextParts:
 
     files: Mapping[str, PartFiles]
     """By component."""
-    dtypes: Mapping[str, torch.dtype]
+    kept: Mapping[str, Kept]
+    """By component that has weights."""
     device: str
     loras: Loras | None = None
     """What changes their weights."""
+    """Where they compute, and inputs go: a part that is offloaded has its weights elsewhere, or nowhere."""
+    offload: Offload = "none"
 
     @contextmanager
     def loaded(self, *names: str) -> Iterator[Sequence[Any]]:
@@ -123,11 +184,15 @@ class TextParts:
                 torch.cuda.empty_cache()  # a replica may load on the same device next
 
     def _load(self, name: str) -> Any:
-        if name not in self.dtypes:
+        if name not in self.kept:
             return load_tokenizer(self.files[name])
         change = None if self.loras is None else partial(self.loras.into, name)
-        model = load_model(self.files[name], self.dtypes[name], self.device, change)
-        return model.eval().requires_grad_(False)
+        piecewise = self.offload in offload.PIECEWISE
+        model = load_model(self.files[name], self.kept[name], "cpu" if piecewise else self.device, change)
+        model.eval().requires_grad_(False)
+        if piecewise:
+            offload.piecewise(model, self.device, self.offload)
+        return model
 
 
 def _class(files: PartFiles) -> Any:

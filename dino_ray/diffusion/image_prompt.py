@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from dino_ray.diffusion.denoiser import Embeddings
 from dino_ray.diffusion.families.family import Configs
 from dino_ray.diffusion.families.stock_text import bare_pipeline, quiet
 from dino_ray.diffusion.image_prompt_file import ImagePrompt
+from dino_ray.diffusion.storage import Kept
 from dino_ray.errors import JobError
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ class ImageEncoder:
     ----------
     prompt : ImagePrompt
         Whose files are read.
-    device, dtype
+    device, kept
         Where and in what precision it computes.
 
     Raises
@@ -42,17 +44,17 @@ class ImageEncoder:
         Where its weights are damaged.
     """
 
-    def __init__(self, prompt: ImagePrompt, device: str, dtype: torch.dtype) -> None:
+    def __init__(self, prompt: ImagePrompt, device: str, kept: Kept) -> None:
         import transformers
 
         self._prompt = prompt
         files = image_prompt_file.files(prompt)
         redux = prompt.kind == "redux"
         vision = "SiglipVisionModel" if redux else "CLIPVisionModelWithProjection"
-        self._encoder = _load("image_encoder", "transformers", vision, files, dtype, device)
+        self._encoder = _load("image_encoder", "transformers", vision, files, kept, device)
         self._embedder = None
         if redux:
-            self._embedder = _load("image_embedder", "diffusers", "ReduxImageEncoder", files, dtype, device)
+            self._embedder = _load("image_embedder", "diffusers", "ReduxImageEncoder", files, kept, device)
             extractor = PartFiles(
                 "feature_extractor",
                 "transformers",
@@ -91,8 +93,8 @@ class ImageEncoder:
         return found
 
 
-def _load(part: str, library: str, cls: str, files: Any, dtype: torch.dtype, device: str) -> Any:
-    return load_model(PartFiles(part, library, cls, files[part]), dtype, device).eval().requires_grad_(False)
+def _load(part: str, library: str, cls: str, files: Mapping[str, Path], kept: Kept, device: str) -> Any:
+    return load_model(PartFiles(part, library, cls, files[part]), kept, device).eval().requires_grad_(False)
 
 
 def attach(prompt: ImagePrompt, part: str, core: Any, configs: Configs) -> None:

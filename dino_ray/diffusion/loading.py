@@ -13,14 +13,24 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dino_ray.diffusion import adapter_file, controlnet_files, image_prompt_file, lora_file, model_files
+from dino_ray.diffusion import (
+    adapter_file,
+    controlnet_files,
+    image_prompt_file,
+    keeping,
+    lora_file,
+    model_files,
+    storage,
+)
 from dino_ray.diffusion.catalogue import ALIASES, KNOWN, KnownModel
 from dino_ray.diffusion.denoiser import Denoiser, Description, Embeddings
-from dino_ray.diffusion.device import pick_device, pick_dtype
+from dino_ray.diffusion.device import pick_device
+from dino_ray.diffusion.dtypes import FP8, TORCH, Dtypes
 from dino_ray.diffusion.families import FLUX, Configs, Family, denoiser_config, flux_config, lora_layers
 from dino_ray.diffusion.families.family import Picture, class_of, no_picture
 from dino_ray.diffusion.model_files import ModelRef, resolve
 from dino_ray.diffusion.model_options import AS_PUBLISHED, ModelOptions
+from dino_ray.diffusion.storage import Kept
 from dino_ray.errors import UsageError
 
 if TYPE_CHECKING:
@@ -93,7 +103,7 @@ def describe(model: str, adapter: str | None = None, options: ModelOptions = AS_
 def load(
     model: str,
     device: str = "auto",
-    dtype: str = "auto",
+    dtype: Dtypes | str = "auto",
     adapter: str | None = None,
     *,
     sketch: str | None = None,
@@ -107,8 +117,9 @@ def load(
         A name that ``resolve`` understands.
     device : str
         As torch spells it, or ``auto``: CUDA where there is one, else the CPU.
-    dtype : {"auto", "float32", "bfloat16", "float16"}
-        ``auto``: bfloat16 on CUDA, else float32; the bundled model always float32.
+    dtype : Dtypes or str
+        As ``Dtypes.parse`` takes it; torch's names will do as well. ``auto``: bfloat16 on CUDA, else float32; the
+        bundled model always float32.
     adapter : str, optional
         File of a DINO adapter that was trained for it; works in float32 whatever ``dtype`` is.
     sketch : str, optional
@@ -126,7 +137,7 @@ def load(
     ref = resolve(model)
     _refuse_none(ref)
     device = pick_device(device)
-    denoiser: Any = _load(ref, device, dtype, sketch, options)
+    denoiser: Any = _load(ref, device, keeping.dtypes(dtype), sketch, options)
     if adapter is not None:
         denoiser = _adapted(denoiser, ref, adapter, device)
     made: Denoiser = denoiser
@@ -170,41 +181,60 @@ def adapter_target(ref: ModelRef, fetch: bool = False) -> adapter_file.Target:
     return adapter_file.Target(ref.name, "flux", width, folder)
 
 
-def _load(ref: ModelRef, device: str, dtype: str, sketch: str | None, options: ModelOptions) -> Any:
+def _load(ref: ModelRef, device: str, dtypes: Dtypes, sketch: str | None, options: ModelOptions) -> Any:
     if ref.kind == "bundled":
         from dino_ray.diffusion import bundled
 
-        return bundled.load(
-            _bundled_folder(ref), device=device, dtype="float32" if dtype == "auto" else dtype
-        )
+        dtype = TORCH[storage.bundled(dtypes, options)]
+        return bundled.load(_bundled_folder(ref), device=device, dtype=dtype)
     import torch
 
-    from dino_ray.diffusion import components
+    from dino_ray.diffusion import components, offload
     from dino_ray.diffusion.families.latent_denoiser import Loaded
     from dino_ray.diffusion.vae import Place
 
     family, configs = model_files.family_and_configs(ref)
     description = family.describe(ref.name, configs)
     model_files.check_weights(ref, family.parts)
+    kept = dict(keeping.kept(ref, family, configs, family.parts, dtypes, options, device))
+    storage.check_device(options, kept, family.core, device)
     files = _part_files(ref, family, configs, family.parts)
-    precision = pick_dtype(dtype, device)
     changes = {family.core: partial(_change_core, family, configs, options)}
     models = {
-        part: components.load_model(files[part], precision, device, changes.get(part)) for part in files
+        part: components.load_model(
+            files[part],
+            kept[part],
+            offload.loaded_to(kept[part], device, options.offload),
+            changes.get(part),
+        )
+        for part in files
     }
+    models["vae"].enable_slicing()  # one tile alone fills a GPU, and nothing's activations are as large
     if sketch is not None:
+        kept["tiny_vae"] = Kept(storage.compute(dtypes, device))
         models["tiny_vae"] = components.load_tiny_vae(
-            model_files.fetch_tiny_vae(sketch), description, precision, device
+            model_files.fetch_tiny_vae(sketch), description, kept["tiny_vae"], device
         )
     if options.controlnet is not None:
-        kind = controlnet_files.describe(options.controlnet, family, configs)
         found = components.PartFiles(
-            "controlnet", "diffusers", kind, controlnet_files.fetch(options.controlnet)
+            "controlnet",
+            "diffusers",
+            controlnet_files.describe(options.controlnet, family, configs),
+            controlnet_files.fetch(options.controlnet),
         )
-        models["controlnet"] = components.load_model(found, precision, device)
+        kept["controlnet"] = Kept(
+            storage.compute(dtypes, device, "controlnet"), fp8=dtypes.of("controlnet") == FP8
+        )
+        models["controlnet"] = components.load_model(
+            found, kept["controlnet"], offload.loaded_to(kept["controlnet"], device, options.offload)
+        )
         description = replace(description, takes_control=True)
-    places = dict.fromkeys(models, Place(torch.device(device), precision))
-    return _module(family).build(Loaded(models, places), configs, description)
+    places = {part: Place(torch.device(device), components.compute_dtype(kept[part])) for part in models}
+    denoiser = _module(family).build(Loaded(models, places), configs, description)
+    if options.vae_tile is not None:
+        denoiser.work_in_windows(options.vae_tile)
+    offload.apply(models, family.core, device, options.offload)
+    return denoiser
 
 
 def _change_core(family: Family, configs: Configs, options: ModelOptions, core: Any) -> None:
@@ -231,7 +261,9 @@ def find_sketch(model: str, options: ModelOptions = AS_PUBLISHED) -> str | None:
     return model_files.find_tiny_vae(ref, family)
 
 
-def load_image_encoder(prompt: ImagePrompt, device: str = "auto", dtype: str = "auto") -> ImageEncoder:
+def load_image_encoder(
+    prompt: ImagePrompt, device: str = "auto", dtype: Dtypes | str = "auto"
+) -> ImageEncoder:
     """What looks at the pictures of an image prompt.
 
     Raises
@@ -242,10 +274,10 @@ def load_image_encoder(prompt: ImagePrompt, device: str = "auto", dtype: str = "
     from dino_ray.diffusion.image_prompt import ImageEncoder
 
     device = pick_device(device)
-    return ImageEncoder(prompt, device, pick_dtype(dtype, device))
+    return ImageEncoder(prompt, device, Kept(storage.compute(keeping.dtypes(dtype), device)))
 
 
-def encode_text(model: str, prompt: str, device: str = "auto", dtype: str = "auto") -> Embeddings:
+def encode_text(model: str, prompt: str, device: str = "auto", dtype: Dtypes | str = "auto") -> Embeddings:
     """One prompt's embeddings; see `encode_texts`."""
     return encode_texts(model, [prompt], device, dtype)[prompt]
 
@@ -254,7 +286,7 @@ def encode_texts(
     model: str,
     prompts: Sequence[str],
     device: str = "auto",
-    dtype: str = "auto",
+    dtype: Dtypes | str = "auto",
     *,
     picture: Picture = no_picture,
     options: ModelOptions = AS_PUBLISHED,
@@ -289,11 +321,14 @@ def encode_texts(
     family, configs = model_files.family_and_configs(ref)
     encoders = family.text_parts(configs["index"])
     model_files.check_weights(ref, encoders)
+    kept = keeping.kept(ref, family, configs, encoders, keeping.dtypes(dtype), options, device)
+    storage.check_device(options, kept, family.core, device)
     parts = TextParts(
         files=_part_files(ref, family, configs, (*encoders, *family.tokenizers)),
-        dtypes=dict.fromkeys(encoders, pick_dtype(dtype, device)),
+        kept=kept,
         device=device,
         loras=Loras.of(options.loras, family, configs) if options.loras else None,
+        offload=options.offload,
     )
     prompts = list(dict.fromkeys(prompts))
     encoded: Mapping[str, Embeddings] = _module(family).encode_text(parts, configs, prompts, picture)

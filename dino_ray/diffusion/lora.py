@@ -77,7 +77,7 @@ class Loras:
                 if self._attach(f"lora_{i}", lora, part, model):
                     weights[f"lora_{i}"] = lora.weight
         if weights:
-            (_settle if part == self.core else _activate)(model, weights)
+            _settle(model, weights, of_diffusers=part == self.core)
 
     def _attach(self, name: str, lora: Lora, part: str, model: Any) -> bool:
         """One LoRA beside a component's layers, as the adapter of that name; False where it has nothing for it."""
@@ -174,22 +174,30 @@ def _layers(state: dict[str, Tensor], prefix: str) -> list[str]:
     return [key.partition(".lora_")[0] for key in keys]
 
 
-def _settle(model: Any, weights: Mapping[str, float]) -> None:
-    """Weigh the LoRAs of a transformer or UNet, and fuse them into its weights where those are plain."""
-    model.set_adapters(list(weights), list(weights.values()))
+def _settle(model: Any, weights: Mapping[str, float], *, of_diffusers: bool) -> None:
+    """Weigh the LoRAs of a component, and fuse them into its weights where those are plain."""
+    from diffusers.loaders import lora_base
+    from diffusers.utils import recurse_remove_peft_layers
+
+    names = list(weights)
+    if of_diffusers:
+        model.set_adapters(names, list(weights.values()))
+    else:
+        lora_base.set_adapters_for_text_encoder(names, model, list(weights.values()))
+    kind = type(model).__name__
     if getattr(model, "hf_quantizer", None) is not None:
-        log.info("%d LoRAs are computed beside the quantised weights, at some cost per step", len(weights))
+        log.info(
+            "%d LoRAs are computed beside %s's quantised weights, at some cost per step", len(names), kind
+        )
         return
-    model.fuse_lora(adapter_names=list(weights))
-    model.unload_lora()
-    log.info("%d LoRAs are fused into the weights", len(weights))
-
-
-def _activate(encoder: Any, weights: Mapping[str, float]) -> None:
-    """Weigh the LoRAs of a text encoder, which reads a prompt or two and goes."""
-    from diffusers.loaders.lora_base import set_adapters_for_text_encoder
-
-    set_adapters_for_text_encoder(list(weights), encoder, list(weights.values()))
+    if of_diffusers:
+        model.fuse_lora(adapter_names=names)
+        model.unload_lora()
+    else:
+        lora_base.fuse_text_encoder_lora(model, adapter_names=names)
+        recurse_remove_peft_layers(model)
+        del model.peft_config
+    log.info("%d LoRAs are fused into %s's weights", len(names), kind)
 
 
 @contextmanager

@@ -108,6 +108,18 @@ def family_and_configs(ref: ModelRef) -> tuple[Family, Configs]:
     return family, {"index": index, **{part: _read_json(ref, folder, name) for part, name in files.items()}}
 
 
+def part_config(ref: ModelRef, part: str) -> Mapping[str, Any]:
+    """The config.json of one component.
+
+    Raises
+    ------
+    UsageError
+        Where it is missing or damaged.
+    """
+    name = f"{part}/config.json"
+    return _read_json(ref, _config_folder(ref, [name]), name)
+
+
 def _config_folder(ref: ModelRef, names: Iterable[str]) -> Path:
     return Path(ref.location) if ref.kind == "folder" else hub.snapshot(ref.location, names)
 

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from dino_ray.diffusion.lora_file import Lora
 
 if TYPE_CHECKING:
     from dino_ray.diffusion.image_prompt_file import ImagePrompt
+
+Quantizer: TypeAlias = Literal["nf4", "int8", "torchao-int8", "torchao-fp8"]
+"""How weights are quantised: the first two by bitsandbytes (Dettmers et al. 2023, arXiv:2305.14314, and 2022,
+arXiv:2208.07339), the others by torchao, a scale for each row."""
+
+Offload: TypeAlias = Literal["none", "model", "group", "sequential"]
+"""What waits in host memory until it is used: nothing, whole components, their blocks, or single layers."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +28,11 @@ class ModelOptions:
     """What lets a picture speak beside the prompt."""
     controlnet: str | None = None
     """A folder or a hub id."""
+    quantize: Quantizer | None = None
+    """Of what predicts, and of large text encoders."""
+    offload: Offload = "none"
+    vae_tile: int | None = None
+    """canvas_px: side of the windows that the VAE works in from the start; None: whole tiles."""
 
 
 AS_PUBLISHED = ModelOptions()

@@ -42,6 +42,10 @@ class Vae(Protocol):
 
     def decode(self, latents: Tensor) -> Tensor: ...
 
+    def work_in_windows(self, side: int) -> None:
+        """Encode and decode in windows of ``side`` canvas_px, blended where they overlap by a quarter."""
+        ...
+
     def save_memory(self) -> str | None: ...
 
 
@@ -90,10 +94,14 @@ class KlVae:
         side = next((side for side in VAE_WINDOWS if side < now), None)
         if side is None:
             return None
+        self.work_in_windows(side)
+        return f"VAE tiling of {side} px"
+
+    def work_in_windows(self, side: int) -> None:
+        """Windows of ``side`` canvas_px, a multiple of four latents."""
         self.model.enable_tiling()
         self.model.tile_sample_min_size = side
         self.model.tile_latent_min_size = side // 2 ** (len(self.model.config.block_out_channels) - 1)
-        return f"VAE tiling of {side} px"
 
 
 class BatchNormVae(KlVae):
@@ -108,17 +116,17 @@ class BatchNormVae(KlVae):
         self._patch = int(model.config.patch_size[0])
 
     def _normal(self, raw: Tensor) -> Tensor:
-        mean, deviation = self._statistics()
+        mean, deviation = self._statistics(raw.device)
         return pixel_shuffle((pixel_unshuffle(raw, self._patch) - mean) / deviation, self._patch)
 
     def _raw(self, latents: Tensor) -> Tensor:
-        mean, deviation = self._statistics()
+        mean, deviation = self._statistics(latents.device)
         return pixel_shuffle(pixel_unshuffle(latents, self._patch) * deviation + mean, self._patch)
 
-    def _statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and deviation, (1, C, 1, 1) each; asked for anew, since the model may have been moved."""
+    def _statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean and deviation, (1, C, 1, 1) each; asked for anew, since the model may wait elsewhere."""
         mean, variance = (
-            value.float().view(1, -1, 1, 1)
+            value.to(device, torch.float32).view(1, -1, 1, 1)
             for value in (self.model.bn.running_mean, self.model.bn.running_var)
         )
         return mean, (variance + self.model.config.batch_norm_eps).sqrt()

@@ -193,8 +193,8 @@ def test_beside_quantised_weights_they_do_the_same(tmp_path, caplog):
             before = core(**told).sample
             loras.into("transformer", core)
             changes.append(core(**told).sample - before)
-    assert "1 LoRAs are fused" in caplog.text
-    assert "1 LoRAs are computed beside the quantised weights" in caplog.text
+    assert "1 LoRAs are fused into FluxTransformer2DModel's weights" in caplog.text
+    assert "1 LoRAs are computed beside FluxTransformer2DModel's quantised weights" in caplog.text
     plain, quantised = changes
     assert plain.abs().max() > 0.1
     assert (plain - quantised).abs().max() < 0.1 * plain.abs().max()

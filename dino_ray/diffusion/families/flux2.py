@@ -125,7 +125,7 @@ def encode_text(
     with stock_pipeline(_reading(parts), configs) as pipeline:
         pipeline.text_encoder.register_forward_pre_hook(_warn_of_a_cut, with_kwargs=True)
         return {
-            prompt: {"prompt_embeds": pipeline.encode_prompt(prompt, device=pipeline.device)[0].float().cpu()}
+            prompt: {"prompt_embeds": pipeline.encode_prompt(prompt, device=parts.device)[0].float().cpu()}
             for prompt in prompts
         }
 

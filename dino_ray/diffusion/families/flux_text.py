@@ -33,7 +33,7 @@ def encode_text(
         pooled = [
             _to_cpu(
                 clip(
-                    _ids(tokenizer, prompt, tokenizer.model_max_length, "CLIP").to(clip.device)
+                    _ids(tokenizer, prompt, tokenizer.model_max_length, "CLIP").to(parts.device)
                 ).pooler_output
             )
             for prompt in prompts
@@ -42,7 +42,7 @@ def encode_text(
     tokens = text_tokens(configs["transformer"])
     with parts.loaded("tokenizer_2", "text_encoder_2") as (tokenizer, t5):
         sequences = [
-            _to_cpu(t5(_ids(tokenizer, prompt, tokens, "T5").to(t5.device)).last_hidden_state)
+            _to_cpu(t5(_ids(tokenizer, prompt, tokens, "T5").to(parts.device)).last_hidden_state)
             for prompt in prompts
         ]
     return {

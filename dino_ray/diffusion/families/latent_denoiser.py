@@ -131,6 +131,10 @@ class LatentDenoiser:
         """Have the VAE work in smaller windows."""
         return self._vae.save_memory()
 
+    def work_in_windows(self, side: int) -> None:
+        """Have the VAE work in windows of ``side`` canvas_px from the start."""
+        self._vae.work_in_windows(side)
+
     # ---- what a family says
 
     def _levels(self, denoise: float, steps: int, size: tuple[int, int]) -> list[float]:

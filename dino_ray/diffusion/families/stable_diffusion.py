@@ -155,12 +155,12 @@ def encode_text(
         Where a part can't be loaded.
     """
     with stock_pipeline(parts, configs) as pipeline:
-        return {prompt: _encode(pipeline, prompt) for prompt in prompts}
+        return {prompt: _encode(pipeline, prompt, parts.device) for prompt in prompts}
 
 
-def _encode(pipeline: Any, prompt: str) -> Embeddings:
+def _encode(pipeline: Any, prompt: str, device: str) -> Embeddings:
     made = pipeline.encode_prompt(
-        prompt, device=pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        prompt, device=device, num_images_per_prompt=1, do_classifier_free_guidance=False
     )
     names = ("prompt_embeds", "pooled_prompt_embeds")
     embeddings = (made[0], made[2]) if len(made) == 4 else (made[0],)

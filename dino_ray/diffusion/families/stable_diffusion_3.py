@@ -55,11 +55,11 @@ def encode_text(
     with stock_pipeline(parts, configs) as pipeline:
         # Where there is no T5, the pipeline asks the transformer how wide its tokens would be.
         pipeline.transformer = SimpleNamespace(config=SimpleNamespace(**configs["transformer"]))
-        return {prompt: _encode(pipeline, prompt) for prompt in prompts}
+        return {prompt: _encode(pipeline, prompt, parts.device) for prompt in prompts}
 
 
-def _encode(pipeline: Any, prompt: str) -> Embeddings:
+def _encode(pipeline: Any, prompt: str, device: str) -> Embeddings:
     tokens, _, pooled, _ = pipeline.encode_prompt(
-        prompt, prompt_2=None, prompt_3=None, device=pipeline.device, do_classifier_free_guidance=False
+        prompt, prompt_2=None, prompt_3=None, device=device, do_classifier_free_guidance=False
     )
     return {"prompt_embeds": tokens.float().cpu(), "pooled_prompt_embeds": pooled.float().cpu()}
