@@ -268,6 +268,23 @@ class UpscaleConfig(BaseModel):
         description="Side of the windows that the VAE works in, in pixels of the result, to need less memory. Default: "
         "whole tiles, until memory runs out.",
     )
+    compile: bool = Field(
+        default=False,
+        description="Compile the model's blocks before the first tile: minutes once, kept for later runs; then each "
+        "step takes less.",
+    )
+    attention: Literal["auto", "sdpa", "math", "cudnn", "flash", "flash3", "sage", "xformers"] = Field(
+        default="auto",
+        description="What computes the model's attention: torch (sdpa; math, the plain formula; cudnn) or a package "
+        "that is installed. auto: as torch sees fit.",
+    )
+    step_cache: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Skip most of a step where the model's first block changed by less than this since the last: 0.1 "
+        "saves about half of 8 steps and more, and costs some detail; 0 is off. For FLUX.1.",
+    )
     workers: Annotated[
         Workers, BeforeValidator(Workers.parse), PlainSerializer(lambda workers: workers.plain)
     ] = Field(

@@ -44,7 +44,10 @@ _SETTLED = (
     ),
 )
 """Options as ``resolve`` has settled them."""
-_GIVEN = ("model", "controlnet", "threads", "page", "to_srgb")
+_GIVEN = (
+    *("model", "controlnet", "compile", "attention", "step_cache"),
+    *("threads", "page", "to_srgb"),
+)
 """Options as they were given."""
 _IMAGE_PROMPT = ("image_prompt", "image_prompt_of", "image_prompt_scale")
 

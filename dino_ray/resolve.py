@@ -60,6 +60,7 @@ MODEL_OPTIONS = (
     *("image_prompt_of", "image_prompt_scale"),
     *("adaptive", "verify", "consistency", "color_lock", "seed", "dtype", "batch"),
     *("quantize", "offload", "vae_tile"),
+    *("compile", "attention", "step_cache"),
 )
 """Options that only a diffusion model can honour."""
 
@@ -217,6 +218,7 @@ def resolve(config: UpscaleConfig) -> Settings:
         raise UsageError(
             "--sampler heun: differs from euler from --steps 2 on; raise --steps or leave it out"
         )
+    _check_speed(config, options, steps)
     tile = config.tile if config.tile is not None else model.tile
     if model.largest_tile is not None and tile > model.largest_tile:
         raise UsageError(
@@ -275,6 +277,28 @@ def _image_prompt(config: UpscaleConfig) -> ImagePrompt | None:
     from dino_ray.diffusion import image_prompt_file
 
     return image_prompt_file.parse(config.image_prompt, config.image_prompt_of, config.image_prompt_scale)
+
+
+def _check_speed(config: UpscaleConfig, options: ModelOptions, steps: int) -> None:
+    """Refuse ways to be faster that don't go with the sampling, or with this machine, if it is to do the work."""
+    if config.step_cache > 0:
+        if steps == 1:
+            raise UsageError(
+                "--step-cache: takes over from one step to the next, and there is one; leave it out"
+            )
+        if config.sampler == "heun":
+            raise UsageError("--step-cache: would skip the second look that --sampler heun takes; give euler")
+        if config.batch > 1:  # or what becomes of a tile would depend on the others
+            raise UsageError("--step-cache: decides for all tiles of a batch at once; give --batch 1")
+    if config.address not in ("none", "local") or not (options.compile or options.attention != "auto"):
+        return  # on another machine, a replica says so when it loads
+    from dino_ray.diffusion import speed, storage
+    from dino_ray.diffusion.device import pick_device
+    from dino_ray.diffusion.dtypes import TORCH
+
+    device = pick_device(config.device)
+    core = "unet" if config.dtype.names("unet") else "transformer"
+    speed.check_machine(options, device, TORCH[storage.compute(config.dtype, device, core)])
 
 
 def _denoise(config: UpscaleConfig, model: Description) -> float:
@@ -403,6 +427,9 @@ def _model_options(config: UpscaleConfig) -> ModelOptions:
         quantize=config.quantize,
         offload=config.offload,
         vae_tile=config.vae_tile,
+        compile=config.compile,
+        attention=config.attention,
+        step_cache=config.step_cache,
     )
 
 

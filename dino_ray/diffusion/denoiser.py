@@ -7,6 +7,7 @@ clean latents ``x0``, and sampler, guidance and schedule are written once on top
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
@@ -143,7 +144,8 @@ class Conditioning:
 
 
 class Denoiser(Protocol):
-    """A loaded model. Stateless between calls, so that any step of any tile can run on any replica.
+    """A loaded model. Stateless between calls, so that any step of any tile can run on any replica; one with a step
+    cache is not, within ``sampling``.
 
     Every method takes tiles of one size in batches (B); what it makes of one does not depend on the others, but for the
     last bits, which may depend on how many there are.
@@ -176,6 +178,14 @@ class Denoiser(Protocol):
 
     def noised(self, latents: Tensor, noise: Tensor, sigma: float) -> Tensor:
         """Where sampling starts: clean ``latents`` at noise level ``sigma`` in (0, 1], by unit ``noise``."""
+        ...
+
+    def sampling(self) -> AbstractContextManager[None]:
+        """Entered around the steps of one batch from its first noise level to its last.
+
+        Whatever a model keeps from one step for the next, such as a step cache, it keeps within: none is left from an
+        earlier batch at its start, and none at its end, however that comes. Most keep nothing.
+        """
         ...
 
     def predict(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:

@@ -20,6 +20,7 @@ from dino_ray.diffusion import (
     keeping,
     lora_file,
     model_files,
+    speed,
     storage,
 )
 from dino_ray.diffusion.catalogue import ALIASES, KNOWN, KnownModel
@@ -85,8 +86,10 @@ def describe(model: str, adapter: str | None = None, options: ModelOptions = AS_
         lora_file.check(options.loras, description.name, None, {}, ())
         if options.image_prompt is not None:
             image_prompt_file.check(options.image_prompt, description.name, None, {})
+        speed.check_model(ref.name, None, options, adapter=adapter is not None)
     else:
         family, configs = model_files.family_and_configs(ref)
+        speed.check_model(ref.name, family, options, adapter=adapter is not None)
         description = family.describe(ref.name, configs)
         lora_file.check(options.loras, ref.name, family.lora, denoiser_config(configs), lora_layers.KNOWN)
         if options.image_prompt is not None:
@@ -229,10 +232,16 @@ def _load(ref: ModelRef, device: str, dtypes: Dtypes, sketch: str | None, option
             found, kept["controlnet"], offload.loaded_to(kept["controlnet"], device, options.offload)
         )
         description = replace(description, takes_control=True)
+    if device.startswith("cuda"):
+        for model in models.values():
+            speed.lay_out_convolutions(model)
     places = {part: Place(torch.device(device), components.compute_dtype(kept[part])) for part in models}
     denoiser = _module(family).build(Loaded(models, places), configs, description)
     if options.vae_tile is not None:
         denoiser.work_in_windows(options.vae_tile)
+    # Not before: a family may give its network other ways to attend.
+    precision = str(places[family.core].dtype).removeprefix("torch.")
+    speed.accelerate(models[family.core], options, device, precision)
     offload.apply(models, family.core, device, options.offload)
     return denoiser
 

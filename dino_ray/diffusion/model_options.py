@@ -26,6 +26,12 @@ class ModelOptions:
     """What is added to its weights."""
     image_prompt: ImagePrompt | None = None
     """What lets a picture speak beside the prompt."""
+    compile: bool = False
+    """The blocks of the network that predicts are compiled."""
+    attention: str = "auto"
+    """Which kernels compute its attention: one of ``speed.KERNELS``; ``auto``: torch's own choice."""
+    step_cache: float = 0.0
+    """How far the first block's answer may change, in its own size, for a step to take the others' over; 0: never."""
     controlnet: str | None = None
     """A folder or a hub id."""
     quantize: Quantizer | None = None

@@ -3,7 +3,7 @@ Diffusion-Based Generative Models* (arXiv:2206.00364).
 
 Both solve ``dx/dsigma = (x - x0(x, sigma)) / sigma``: the paper's equation 3 and, where a model mixes
 ``(1 - sigma) x0 + sigma noise``, the rectified flow's as well. Neither keeps anything between steps: a step
-can run on any replica.
+can run on any replica, but for a model with a step cache, which keeps something within ``Denoiser.sampling``.
 """
 
 from __future__ import annotations
@@ -57,10 +57,11 @@ def sample(
         Latents at ``sigmas[-1]``, the shape of ``x``.
     """
     levels: list[float] = sigmas.tolist()
-    for i, (sigma, to) in enumerate(pairwise(levels)):
-        if before_step is not None:
-            before_step(i)
-        x = step(denoiser, x, sigma, to, conditioning, method, amend)
+    with denoiser.sampling():
+        for i, (sigma, to) in enumerate(pairwise(levels)):
+            if before_step is not None:
+                before_step(i)
+            x = step(denoiser, x, sigma, to, conditioning, method, amend)
     return x
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+from torch.utils.checkpoint import checkpoint
 
 VAE_WINDOWS = (512, 256)
 """canvas_px: sides, one after the other, of the windows that a VAE works in where whole tiles do not fit. The side that
@@ -130,6 +133,68 @@ class BatchNormVae(KlVae):
             for value in (self.model.bn.running_mean, self.model.bn.running_var)
         )
         return mean, (variance + self.model.config.batch_norm_eps).sqrt()
+
+
+class QwenImageVae:
+    """An ``AutoencoderKLQwenImage``: made for video, of which a picture is one frame. Qwen-Image and its editors.
+
+    Each channel of its latents has a mean and a deviation of its own. What it decodes whole, it clips to [0, 1]. It
+    normalises each place by itself, so that its windows keep their tones.
+
+    Parameters
+    ----------
+    model : diffusers.AutoencoderKLQwenImage
+        Is frozen. Its blocks are told to keep nothing for a next frame, which here never comes: those copies would be
+        as large as all activations; nor activations where a gradient is asked for.
+    """
+
+    def __init__(self, model: Any, place: Place) -> None:
+        from diffusers.models.autoencoders.autoencoder_kl_qwenimage import (
+            QwenImageResample,
+            QwenImageResidualBlock,
+        )
+
+        self.model, self._place = model.eval().requires_grad_(False), place
+        shape = (1, -1, 1, 1)
+        self._mean = torch.tensor(model.config.latents_mean, device=place.device).reshape(shape)
+        self._deviation = torch.tensor(model.config.latents_std, device=place.device).reshape(shape)
+        kinds = QwenImageResidualBlock, QwenImageResample
+        for block in (block for block in model.modules() if isinstance(block, kinds)):
+            block.forward = partial(_single_frame, block.forward)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """The posterior's mode."""
+        signed = self._place.put(pixels * 2 - 1)
+        mode: Tensor = self.model.encode(signed[:, :, None], return_dict=False)[0].mode()
+        return (mode[:, :, 0].float() - self._mean) / self._deviation
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """In [0, 1], or nominally so where windows are decoded."""
+        raw = self._place.put(latents.float() * self._deviation + self._mean)
+        signed: Tensor = self.model.decode(raw[:, :, None], return_dict=False)[0]
+        return signed[:, :, 0].float() / 2 + 0.5
+
+    def save_memory(self) -> str | None:
+        """As ``KlVae.save_memory``."""
+        now = self.model.tile_sample_min_height if self.model.use_tiling else math.inf
+        side = next((side for side in VAE_WINDOWS if side < now), None)
+        if side is None:
+            return None
+        self.work_in_windows(side)
+        return f"VAE tiling of {side} px"
+
+    def work_in_windows(self, side: int) -> None:
+        """Windows of ``side`` canvas_px that overlap by a quarter, as those of `KlVae` do."""
+        stride = side * 3 // 4
+        self.model.enable_tiling(side, side, stride, stride)
+
+
+def _single_frame(forward: Callable[[Tensor], Tensor], x: Tensor, *cache: object) -> Tensor:
+    """A block of a video autoencoder on the only frame there is: without its cache of those before."""
+    if not x.requires_grad:
+        return forward(x)
+    made: Tensor = checkpoint(forward, x, use_reentrant=False)
+    return made
 
 
 class TinyDecoder:

@@ -1,11 +1,18 @@
-"""The engine of one process: one replica, no transport. What needs no Ray, and what the Ray engine must equal."""
+"""The engine of one process: one replica, no transport. What needs no Ray, and what the Ray engine must equal.
+
+On processors one thing is done after the other. A GPU would wait meanwhile: there calls run beside what this thread
+does, two at once, of which one has the GPU, and the other comes from it or is on the way to it.
+"""
 
 from __future__ import annotations
 
 import platform
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from concurrent import futures
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -32,20 +39,33 @@ from dino_ray.engine.protocol import (
 )
 from dino_ray.engine.replica import Replica, merge
 from dino_ray.engine.thrift import free
+from dino_ray.engine.watch import Cancelled, Stop, never
 from dino_ray.errors import describe_error, for_user
+
+CALLS_AT_ONCE = 2
+"""Beside this thread: one that has the GPU, and one that comes or goes."""
 
 
 @dataclass(frozen=True)
 class _Waiting:
     """A piece of work whose turn has not come."""
 
-    run: Callable[[], EngineEvent]
+    run: Callable[[Stop], EngineEvent]
     call: TileCall | None = None
     """What it is, if it is a call."""
 
 
+@dataclass(frozen=True)
+class _AtWork:
+    """A call that runs beside this thread."""
+
+    call: TileCall
+    end: Future[EngineEvent]
+    stop: threading.Event
+
+
 class LocalEngine:
-    """Runs every call in this process, one after the other; handles are the objects themselves."""
+    """Runs every call in this process; handles are the objects themselves."""
 
     replicas = 1
     merges_at_once = 1
@@ -55,6 +75,8 @@ class LocalEngine:
         self._replica = Replica(spec)
         self._queue: deque[_Waiting] = deque()
         self._ended: list[EngineEvent] = []
+        self._at_work: list[_AtWork] = []
+        self._threads = ThreadPoolExecutor(CALLS_AT_ONCE, "replica")
         self._torch_before: tuple[int, bool] | None = None
         self.ready: Collection[int] = ()
         self.hopeless: str | None = None
@@ -70,6 +92,9 @@ class LocalEngine:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self._stop_work()
+        self._threads.shutdown()
+        self._threads = ThreadPoolExecutor(CALLS_AT_ONCE, "replica")
         self._queue.clear()
         self._ended.clear()
         self.ready = ()
@@ -90,7 +115,7 @@ class LocalEngine:
         self._ended += [ReplicaPlaced(0, platform.node()), ReplicaLoading(0)]
         self._queue.appendleft(_Waiting(self._load))
 
-    def _load(self) -> EngineEvent:
+    def _load(self, stop: Stop) -> EngineEvent:
         try:
             timings = self._replica.load()
         except Exception as error:
@@ -100,6 +125,12 @@ class LocalEngine:
         return ReplicaReady(0, timings, self._replica.device)
 
     def replace(self, replica: int, reason: str) -> None:
+        for work in self._at_work:  # and is not waited for: it does not answer
+            work.stop.set()
+        self._ended += [TilesLost(work.call, replica, reason, "died") for work in self._at_work]
+        self._at_work.clear()
+        self._threads.shutdown(wait=False)
+        self._threads = ThreadPoolExecutor(CALLS_AT_ONCE, "replica")
         self._lose(lambda call: True, reason, "died")
         self._ended.append(ReplicaLost(replica, reason))
         self.ready = ()
@@ -107,6 +138,7 @@ class LocalEngine:
         self._place()
 
     def settle(self) -> None:
+        self._stop_work()
         self._ended = [event for event in self._ended if not isinstance(event, TilesLost)]
         self._queue = deque(work for work in self._queue if work.run == self._load)
 
@@ -125,9 +157,11 @@ class LocalEngine:
         return task
 
     def submit_tiles(self, task: Handle, guide: Handle, call: TileCall, replica: int) -> None:
-        def run() -> EngineEvent:
+        def run(stop: Stop) -> EngineEvent:
             try:
-                pixels, timings = self._replica.refine(cast(ImageTask, task), cast(Guide, guide), call)
+                pixels, timings = self._replica.refine(cast(ImageTask, task), cast(Guide, guide), call, stop)
+            except Cancelled as error:
+                return TilesLost(call, replica, describe_error(error), "cancelled")
             except Exception as error:  # whatever the model raises costs these tiles, not the job
                 return TilesLost(call, replica, describe_error(error), "raised")
             return TilesDone(call, replica, tuple(pixels), timings)
@@ -135,7 +169,11 @@ class LocalEngine:
         self._queue.append(_Waiting(run, call))
 
     def cancel(self, call: TileCall, replica: int) -> None:
-        # None is at work: calls run within ``wait``, in the thread that would have to say this.
+        for (
+            work
+        ) in self._at_work:  # none on processors: calls run within ``wait``, in the thread that says this
+            if work.call.number == call.number:
+                work.stop.set()
         self._lose(lambda waiting: waiting.number == call.number, "cancelled", "cancelled")
 
     def _lose(self, which: Callable[[TileCall], bool], reason: str, fault: Fault) -> None:
@@ -147,7 +185,7 @@ class LocalEngine:
     def submit_merge(self, task: Handle, cells: Sequence[int], tiles: Sequence[tuple[int, Handle]]) -> None:
         pixels = {tile: cast(np.ndarray, handle) for tile, handle in tiles}
 
-        def run(cell: int) -> EngineEvent:
+        def run(cell: int, stop: Stop) -> EngineEvent:
             return CellDone(cell, *merge(cast(ImageTask, task), [cell], pixels))
 
         self._queue.extend(_Waiting(partial(run, cell)) for cell in cells)
@@ -159,10 +197,44 @@ class LocalEngine:
             raise for_user(error) from error
 
     def wait(self, timeout: float) -> list[EngineEvent]:
+        if self._replica.overlaps:
+            self._start_calls()
         if self._ended:
             ended, self._ended = self._ended, []
             return ended
-        if not self._queue:
+        here = next((work for work in self._queue if not self._beside(work)), None)
+        if here is not None:
+            self._queue.remove(here)
+            return [here.run(never)]
+        if not self._at_work:
             time.sleep(timeout)
             return []
-        return [self._queue.popleft().run()]
+        futures.wait([work.end for work in self._at_work], timeout, futures.FIRST_COMPLETED)
+        return self._collect()
+
+    def _beside(self, work: _Waiting) -> bool:
+        """Whether it runs beside this thread."""
+        return work.call is not None and self._replica.overlaps
+
+    def _start_calls(self) -> None:
+        self._ended += self._collect()
+        for work in [work for work in self._queue if self._beside(work)][
+            : CALLS_AT_ONCE - len(self._at_work)
+        ]:
+            assert work.call is not None
+            self._queue.remove(work)
+            stop = threading.Event()
+            self._at_work.append(_AtWork(work.call, self._threads.submit(work.run, stop.is_set), stop))
+
+    def _collect(self) -> list[EngineEvent]:
+        """What has ended beside this thread."""
+        ended = [work for work in self._at_work if work.end.done()]
+        self._at_work = [work for work in self._at_work if work not in ended]
+        return [work.end.result() for work in ended]
+
+    def _stop_work(self) -> None:
+        """End the calls that are at work, and forget them."""
+        for work in self._at_work:
+            work.stop.set()
+        futures.wait([work.end for work in self._at_work])
+        self._at_work.clear()

@@ -12,15 +12,14 @@ import numpy as np
 from dino_ray.diffusion.denoiser import Conditioning, Control, DinoTokens, stacked
 from dino_ray.diffusion.sampler import sample
 from dino_ray.engine.protocol import Guide, ImageTask
+from dino_ray.engine.transfer import put
 from dino_ray.engine.verifying import Draft, Refined, Tile, verified
 from dino_ray.engine.watch import Stop, Stopwatch, heed
-from dino_ray.fidelity.flat import block_side, is_flat
 from dino_ray.plan import noise
 from dino_ray.plan.geometry import Rect
 from dino_ray.prompts import prompt_for
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from dino_ray.diffusion.denoiser import Denoiser, Description, Embeddings
@@ -86,9 +85,6 @@ def refine_batch(
     import torch
 
     asked = Effort(task.denoise, task.dino_strength)
-    grain = guide.grain.noise if guide.grain is not None else 0.0
-    block = block_side(task.scaling)
-    flat = {tile.number for tile in tiles if task.adaptive > 0 and is_flat(tile.base, grain, block)}
 
     def draft(tiles: Sequence[Tile], effort: Effort) -> Tensor:
         return _draft(models, tiles, task, guide, effort, watch, stop)
@@ -98,13 +94,13 @@ def refine_batch(
         return None if gentler is None else Draft(draft([tile], gentler)[0], gentler)
 
     with torch.inference_mode():
-        lively = [tile for tile in tiles if tile.number not in flat]
+        lively = [tile for tile in tiles if not tile.flat]
         pixels = iter(draft(lively, asked) if lively else ())
         made = []
         for tile in tiles:
             heed(stop)
             with watch("verify"):
-                first = None if tile.number in flat else Draft(next(pixels), asked)
+                first = None if tile.flat else Draft(next(pixels), asked)
                 made.append(verified(tile, first, redraft, models.dino, task, guide))
         return made
 
@@ -119,19 +115,17 @@ def _draft(
     stop: Stop,
 ) -> Tensor:
     """What the model makes of tiles: (B, 3, h, w), nominally in [0, 1]."""
-    import torch
-
     denoiser = models.denoiser
     rects, device = [tile.rect for tile in tiles], denoiser.device
     heed(stop)
     with watch("encode"):
-        pixels = torch.from_numpy(_planes([tile.base for tile in tiles])).to(device)
+        pixels = put(np.stack([tile.base for tile in tiles]), device).permute(0, 3, 1, 2).contiguous()
         base = denoiser.encode(pixels)
     with watch("steps"):
         _, channels, h, w = base.shape
         field = [_noise(task, rect, denoiser.description.latent_scale, channels) for rect in rects]
         sigmas = denoiser.sigmas(effort.denoise, task.steps, (h, w))
-        start = denoiser.noised(base, torch.from_numpy(np.stack(field)).to(device), effort.denoise)
+        start = denoiser.noised(base, put(np.stack(field), device), effort.denoise)
         conditioning = replace(
             _conditioning(denoiser, task, guide, effort.strength, base, rects),
             control=_control(task, pixels, base, sigmas.tolist()),
@@ -147,15 +141,6 @@ def _draft(
         return denoiser.decode(latents).float()
 
 
-def _planes(images: Sequence[np.ndarray]) -> np.ndarray:
-    """Images (h, w, c) of one size as (B, c, h, w), contiguous: a stack of transposed views would not be."""
-    h, w, c = images[0].shape
-    planes = np.empty((len(images), c, h, w), np.float32)
-    for plane, image in zip(planes, images, strict=True):
-        plane[:] = image.transpose(2, 0, 1)
-    return planes
-
-
 def _noise(task: ImageTask, rect: Rect, scale: int, channels: int) -> np.ndarray:
     """What of the noise field lies over ``rect``, canvas_px; (channels, h, w) of latents."""
     place = Rect(rect.x // scale, rect.y // scale, rect.w // scale, rect.h // scale)
@@ -166,10 +151,8 @@ def _noise(task: ImageTask, rect: Rect, scale: int, channels: int) -> np.ndarray
 def _conditioning(
     denoiser: Denoiser, task: ImageTask, guide: Guide, strength: float, base: Tensor, rects: Sequence[Rect]
 ) -> Conditioning:
-    import torch
-
-    def there(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.array(array)).to(denoiser.device)  # a copy: shared arrays are read-only
+    def there(array: np.ndarray) -> Tensor:
+        return put(array, denoiser.device)
 
     dino = None
     if (features := guide.features) is not None and strength > 0:
@@ -250,14 +233,12 @@ def _restraint(
     Above its own level a place is on the way to the base, whatever the model says; a step across the level counts for
     the part that lies below it.
     """
-    import torch
-
     from dino_ray.dino.structure import change_map
 
     assert guide.structure is not None
     _, _, h, w = base.shape
     maps = [change_map(guide.structure, task.scaling.source_box(rect), h, w, task.adaptive) for rect in rects]
-    own = levels[0] * torch.from_numpy(np.stack(maps))[:, None].to(base.device)
+    own = levels[0] * put(np.stack(maps), base.device)[:, None]
     below = dict(pairwise(levels))
 
     def restrain(x0: Tensor, sigma: float) -> Tensor:

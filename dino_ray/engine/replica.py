@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -27,13 +29,15 @@ from dino_ray.engine.thrift import OutOfMemory, Thrift
 from dino_ray.engine.turns import Turn, Turns
 from dino_ray.engine.verifying import Refined, Tile
 from dino_ray.engine.watch import Cancelled, Stop, Stopwatch, heed, never, peak_rss_mb
-from dino_ray.fidelity.record import TileFidelity
+from dino_ray.fidelity.flat import block_side, is_flat
 from dino_ray.plan import blend
-from dino_ray.plan.geometry import Rect, Scaling
+from dino_ray.plan.geometry import Rect
 from dino_ray.prompts import CAPTION_SIDE, Region, captioned
 from dino_ray.upsample import base_tile, unit_range
 
 if TYPE_CHECKING:
+    import torch
+
     from dino_ray.diffusion.denoiser import Denoiser, Embeddings
     from dino_ray.dino.loading import Dino
     from dino_ray.upsample import Upsampler
@@ -66,6 +70,9 @@ class Replica:
         """What was encoded last, and of what."""
         self._thrift = Thrift()
         self._turns = Turns()
+        self._base_at_work = threading.Lock()
+        """Of those that are made ahead, one at a time has the memory that it takes."""
+        self._base_stream: torch.cuda.Stream | None = None
 
     def pid(self) -> int:
         """Process that it lives in, for logs and for tests that kill it."""
@@ -190,7 +197,7 @@ class Replica:
 
         Several threads may call at once. The device is one call's at a time, from its first upsampling to its last
         decoding, in the order of the calls' numbers; the next one reads its source meanwhile, and the last one's pixels
-        are on their way.
+        are on their way. A model on a GPU gets no pause at all: there the next call makes its bases meanwhile as well.
 
         Parameters
         ----------
@@ -217,33 +224,49 @@ class Replica:
         self._make_reproducible()
         watch = Stopwatch()
         with self._turns.join(call.number) as turn:
-            tiles, found = self._refine(task, guide, call, stop, watch, turn)
+            bases, refined = self._refine(task, guide, call, stop, watch, turn)
         timings = watch.timings(self._thrift.measures)
+        colour = task.source.info.colour_bands
+        tiles = (
+            [
+                np.concatenate([like(each.pixels(), colour), base[..., colour:]], axis=-1)
+                for each, base in zip(refined, bases, strict=True)
+            ]
+            if refined
+            else bases
+        )
+        found = tuple(each.fidelity for each in refined)
         return [to_uint16(pixels) for pixels in tiles], replace(timings, fidelity=found)
 
     def _refine(
         self, task: ImageTask, guide: Guide, call: TileCall, stop: Stop, watch: Stopwatch, turn: Turn
-    ) -> tuple[list[np.ndarray], tuple[TileFidelity, ...]]:
+    ) -> tuple[list[np.ndarray], Sequence[Refined]]:
+        """The bases of tiles, and what the model made of them; nothing, where it is not asked."""
+
+        def take() -> None:
+            with watch.stopped():
+                turn.take(stop)
+
         def read(rect: Rect) -> np.ndarray:
             with watch("read"):
                 window = task.source.read(rect)
-            with watch.stopped():
-                turn.take(stop)
+            if not self.overlaps:
+                take()
             return window
 
         refines = call.refine and self._denoiser is not None
-        colour = task.source.info.colour_bands
         bases, tiles = [], []
         for number in call.tiles:
             rect, reader = task.grid.tile_rect(number), LastRead(read)
             heed(stop)
             with watch("base"):
                 base = self._base(task, rect, reader)
-            bases.append(base)
-            if refines:
-                tiles.append(_tile(number, rect, base, reader, task.scaling, colour))
+                bases.append(base)
+                if refines:
+                    tiles.append(_tile(number, rect, base, reader, task, guide))
         if not refines or self._denoiser is None:
             return bases, ()
+        take()
         if self._image_encoder is None and self._spec.image is not None and task.image_prompt == "tile":
             with watch("load"):
                 self._image_encoder = self._spec.image()
@@ -254,12 +277,14 @@ class Replica:
         def work(batch: Sequence[Tile]) -> Sequence[Refined]:
             return refine_batch(models, batch, task, guide, watch, stop)
 
-        refined = self._thrift.in_batches(tiles, work, models.denoiser.save_memory)
-        made = [
-            np.concatenate([like(each.pixels, colour), base[..., colour:]], axis=-1)
-            for each, base in zip(refined, bases, strict=True)
-        ]
-        return made, tuple(each.fidelity for each in refined)
+        return bases, self._thrift.in_batches(tiles, work, models.denoiser.save_memory)
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether a call makes its bases while another has the device: on a GPU, beside the model, on a stream of their
+        own. Processors that do both would do neither sooner.
+        """
+        return self._denoiser is not None and self._denoiser.device.type != "cpu"
 
     def dino_effect(self, task: ImageTask, guide: Guide, tile: int) -> DinoEffect:
         """How much DINO changes a tile, through tokens and guidance, against a strength of 0."""
@@ -281,7 +306,22 @@ class Replica:
     def _base(self, task: ImageTask, rect: Rect, read: Callable[[Rect], np.ndarray]) -> np.ndarray:
         upsampler = self._upsampler
         assert upsampler is not None
-        return self._thrift.in_strips(rect, lambda part: base_tile(read, part, task.scaling, upsampler))
+        if not self.overlaps:
+            return self._thrift.in_strips(rect, lambda part: base_tile(read, part, task.scaling, upsampler))
+        with self._base_at_work, self._beside_the_model(getattr(upsampler, "device", None)):
+            return self._thrift.in_strips(rect, lambda part: base_tile(read, part, task.scaling, upsampler))
+
+    def _beside_the_model(self, device: torch.device | None) -> AbstractContextManager[object]:
+        """What is given to a GPU within does not wait for what other threads gave it."""
+        if device is None or device.type != "cuda":
+            return nullcontext()
+        import torch
+
+        if (
+            self._base_stream is None
+        ):  # always the same: memory that one stream has used is of no use to another
+            self._base_stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        return torch.cuda.stream(self._base_stream)
 
 
 def _reduced(source: Readable, side: int, part: Rect | None = None) -> np.ndarray:
@@ -329,11 +369,13 @@ def _merge_cell(task: ImageTask, cell: int, tiles: Mapping[int, np.ndarray]) -> 
     return {"blend": blended - start, "commit": time.perf_counter() - blended}
 
 
-def _tile(
-    number: int, rect: Rect, base: np.ndarray, read: LastRead, scaling: Scaling, colour_bands: int
-) -> Tile:
+def _tile(number: int, rect: Rect, base: np.ndarray, read: LastRead, task: ImageTask, guide: Guide) -> Tile:
     from dino_ray.fidelity.consistency import source_window
 
-    window = source_window(rect, scaling)
-    source = with_alpha(unit_range(read(window)), colour_bands)
-    return Tile(number, rect, rgb(base[..., :colour_bands]), source, window)
+    colour = task.source.info.colour_bands
+    window = source_window(rect, task.scaling)
+    source = with_alpha(unit_range(read(window)), colour)
+    shown = rgb(base[..., :colour])
+    grain = guide.grain.noise if guide.grain is not None else 0.0
+    flat = task.adaptive > 0 and is_flat(shown, grain, block_side(task.scaling))
+    return Tile(number, rect, shown, source, window, flat)

@@ -109,8 +109,10 @@ class Thrift:
             self._note("strips", f"base in {self._strips} strips", made)
 
     def _note(self, kind: str, measure: str, shortage: Shortage) -> None:
-        self._measures.pop(kind, None)  # to the end
-        self._measures[kind] = measure
+        # A new one, for another call may be reading it; and what is new comes last.
+        self._measures = {name: known for name, known in self._measures.items() if name != kind} | {
+            kind: measure
+        }
         log.warning("%s; from now on: %s", shortage.reason, measure)
 
 

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dino_ray.engine.protocol import Guide, ImageTask
+from dino_ray.engine.transfer import Arriving, fetch, put
 from dino_ray.fidelity.record import HEAT_ALARM, HEAT_SIDE, Action, TileFidelity
 from dino_ray.plan.geometry import Rect
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from dino_ray.dino.drift import Drift, Reference
@@ -53,6 +55,8 @@ class Tile:
     """(window.h, window.w, 3 or 4) float32 in [0, 1]: the source around it, alpha last if there is any."""
     window: Rect
     """source_px; ``consistency.source_window`` of ``rect``."""
+    flat: bool = False
+    """There is nothing on it to refine: it is left to the base."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Draft:
 class Refined:
     """A tile, done."""
 
-    pixels: np.ndarray
+    pixels: Arriving
     """(h, w, 3) float32, nominally in [0, 1]."""
     fidelity: TileFidelity
 
@@ -96,7 +100,7 @@ def verified(
     from dino_ray.fidelity.consistency import back_project, consistency_psnr
 
     device = draft.pixels.device if draft is not None else torch.device("cpu")
-    base = torch.from_numpy(np.ascontiguousarray(tile.base.transpose(2, 0, 1))).to(device)
+    base = put(tile.base, device).permute(2, 0, 1).contiguous()
     view = _view(tile, task, device)
     reference, alarm = _reference(dino if draft is not None and task.verify else None, base, guide)
 
@@ -115,7 +119,7 @@ def verified(
         )
         if reference is not None:
             record = _with_cosines(record, reference.drift(pixels, alarm))
-        return Refined(pixels.permute(1, 2, 0).cpu().numpy(), record)
+        return Refined(fetch(pixels.permute(1, 2, 0).contiguous()), record)
 
     if draft is None:
         return finish(base, "skipped", None, 0)
@@ -176,12 +180,10 @@ def _reference(dino: Dino | None, base: Tensor, guide: Guide) -> tuple[Reference
     return Reference.of(dino, base), guide.calibration.alarm
 
 
-def _view(tile: Tile, task: ImageTask, device: object) -> SourceView:
-    import torch
-
+def _view(tile: Tile, task: ImageTask, device: torch.device) -> SourceView:
     from dino_ray.fidelity.consistency import SourceView
 
-    planes = torch.from_numpy(np.ascontiguousarray(tile.source.transpose(2, 0, 1))).to(device)  # type: ignore[call-overload]
+    planes = put(tile.source, device).permute(2, 0, 1).contiguous()
     return SourceView(
         pixels=planes[:3],
         window=tile.window,

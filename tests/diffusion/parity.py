@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import torch
 
 from dino_ray.diffusion.sampler import sample
@@ -28,3 +30,19 @@ def batched(embeddings, batch):
 def before_shift(sigmas, alpha):
     """The sigmas that a stock scheduler whose shift is ``alpha`` will shift to ``sigmas``."""
     return [sigma / (alpha - (alpha - 1) * sigma) for sigma in sigmas.double().tolist()]
+
+
+@contextmanager
+def following(scheduler, levels):
+    """A stock flow scheduler whose every schedule is these sigmas, whatever it is asked for."""
+    once = scheduler.set_timesteps
+
+    def set_timesteps(num_inference_steps=None, device=None, sigmas=None, mu=None):
+        once(sigmas=levels[:-1].tolist(), mu=mu or 0.5)
+        scheduler.sigmas, scheduler.timesteps = levels, levels[:-1] * scheduler.config.num_train_timesteps
+
+    scheduler.set_timesteps = set_timesteps
+    try:
+        yield
+    finally:
+        scheduler.set_timesteps = once

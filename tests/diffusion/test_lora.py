@@ -15,7 +15,9 @@ from safetensors.torch import load_file, save_file
 from tiny import make_tiny_flux
 from tiny_flows import make_tiny
 from tiny_lora import make_kohya_lora, make_lora
+from tiny_qwen_image import make_tiny_qwen_image
 from tiny_stable_diffusion import make_tiny_stable_diffusion
+from tiny_z_image import make_tiny_z_image
 
 from dino_ray.config import UpscaleConfig
 from dino_ray.diffusion import hub, loading, lora_file
@@ -122,12 +124,20 @@ def test_every_family_says_how_its_loras_are_known():
     assert [family.name for family in FAMILIES if family.lora is None] == []
 
 
-@pytest.mark.parametrize("kind", ["kontext", "klein", "sd3"])
+MADE = {
+    **dict.fromkeys(("kontext", "klein", "sd3"), make_tiny),
+    **dict.fromkeys(("qwen-image", "edit-plus"), make_tiny_qwen_image),
+    "turbo": make_tiny_z_image,
+}
+
+
+@pytest.mark.parametrize("kind", MADE)
 def test_weights_of_other_families_become_those_of_the_stock_pipeline(kind, tmp_path):
     import diffusers
 
-    model = make_tiny(tmp_path / kind, kind)
-    stock = diffusers.DiffusionPipeline.from_pretrained(model)
+    model = MADE[kind](tmp_path / kind, kind)
+    without = {"edit-plus": {"processor": None}}  # which needs torchvision
+    stock = diffusers.DiffusionPipeline.from_pretrained(model, **without.get(kind, {}))
     plain = {name: value.clone() for name, value in stock.transformer.state_dict().items()}
     files = [make_lora(stock, tmp_path / f"{i}.safetensors", seed=i) for i in (1, 2)]
     chosen = options(f"{files[0]}:0.7", f"{files[1]}:-0.4")
@@ -198,6 +208,18 @@ def test_beside_quantised_weights_they_do_the_same(tmp_path, caplog):
     plain, quantised = changes
     assert plain.abs().max() > 0.1
     assert (plain - quantised).abs().max() < 0.1 * plain.abs().max()
+
+
+def test_weights_kept_in_fp8_are_cast_after_what_is_added_to_them(world):
+    kept = {name: loading.load(world.model, "cpu", "fp8", options=chosen)._core.state_dict()
+            for name, chosen in (("plain", options()), ("both", options(*weighed(world))))}  # fmt: skip
+    whole = loading.load(world.model, "cpu", "float32", options=options(*weighed(world)))._core.state_dict()
+    assert any(value.dtype == torch.float8_e4m3fn for value in kept["both"].values())
+    moved = 0.0
+    for name, value in kept["both"].items():
+        torch.testing.assert_close(value.float(), whole[name].to(value.dtype).float(), rtol=0, atol=0)
+        moved = max(moved, (value.float() - kept["plain"][name].float()).abs().max().item())
+    assert moved > 1e-2
 
 
 def test_their_order_does_not_matter_and_their_weight_does(world, with_both):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import Tensor
@@ -16,6 +18,9 @@ class Flow:
     def __init__(self, x0):
         self.x0 = x0
         self.calls: list[float] = []
+
+    def sampling(self):
+        return nullcontext()
 
     def predict(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         self.calls.append(sigma)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -52,6 +53,9 @@ class Shade:
 
     def noised(self, latents: Tensor, noise: Tensor, sigma: float) -> Tensor:
         return latents + 0.05 * sigma * noise
+
+    def sampling(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def predict(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         return 0.9 * x

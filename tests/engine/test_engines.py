@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
@@ -84,6 +85,84 @@ def test_every_tile_and_cell_is_done_once(tmp_path: Path) -> None:
         range(grid.n_tiles)
     )
     assert sorted(e.cell for e in events if isinstance(e, CellDone)) == list(range(grid.n_cells))
+
+
+def test_beside_a_gpu_this_process_merges_and_prepares_and_the_bytes_are_the_same(
+    tmp_path: Path, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dino_ray.engine.replica import Replica
+
+    monkeypatch.setattr(Replica, "overlaps", True)
+    where: set[str] = set()
+
+    class Placed(Shade):
+        def encode(self, pixels: Any) -> Any:
+            where.add(threading.current_thread().name)
+            return super().encode(pixels)
+
+    with LocalEngine(replace(shade(), denoiser=Placed)) as engine:
+        assert run(engine, tmp_path / "a")[0] == expected
+        assert run(engine, tmp_path / "b")[0] == expected
+    assert where
+    assert threading.main_thread().name not in where
+
+
+def test_calls_beside_this_process_can_be_cancelled_given_up_and_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dino_ray.engine.replica import Replica
+
+    monkeypatch.setattr(Replica, "overlaps", True)
+    entered, go = threading.Event(), threading.Event()
+
+    class Slow(Shade):
+        def predict(self, *args: Any) -> Any:
+            entered.set()
+            assert go.wait(30)
+            return super().predict(*args)
+
+    task = make_task(tmp_path)
+    with LocalEngine(replace(shade(), denoiser=Slow)) as engine:
+        guide, _ = engine.prepare(task)
+        while not engine.ready:
+            engine.wait(1)
+
+        def begin(number: int) -> TileCall:
+            entered.clear()
+            go.clear()
+            call = TileCall(number, (0,))
+            engine.submit_tiles(task, guide, call, 0)
+            engine.wait(0.01)
+            assert entered.wait(30)
+            return call
+
+        cancelled = begin(1)
+        engine.cancel(cancelled, 0)
+        go.set()
+        ended = _first(engine)
+        assert isinstance(ended, TilesLost)
+        assert (ended.call, ended.fault) == (cancelled, "cancelled")
+
+        given_up = begin(2)
+        engine.replace(0, "does not answer")
+        events = engine.wait(1)
+        assert TilesLost(given_up, 0, "does not answer", "died") in events
+        go.set()
+        while not engine.ready:
+            engine.wait(1)
+
+        begin(3)
+        threading.Timer(0.05, go.set).start()
+        engine.settle()
+        assert engine.wait(0.01) == []
+
+
+def _first(engine: Engine) -> Any:
+    """The next event."""
+    for _ in range(100):
+        if events := engine.wait(1):
+            return events[0]
+    raise AssertionError("nothing happened")
 
 
 def test_the_model_acts(tmp_path: Path, expected: str) -> None:

@@ -97,6 +97,84 @@ def test_a_call_reads_its_source_while_another_has_the_device_and_the_pixels_are
     np.testing.assert_array_equal(together, alone)
 
 
+class Made(Lanczos):
+    """Tells of each base."""
+
+    def __init__(self, on_base: Callable[[], None]) -> None:
+        super().__init__()
+        self._on_base = on_base
+
+    def __call__(self, *args: Any) -> Any:
+        made = super().__call__(*args)
+        self._on_base()
+        return made
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replicas take themselves for such as have their models on one."""
+    monkeypatch.setattr(Replica, "overlaps", True)
+
+
+def test_a_gpu_does_not_wait_for_the_next_calls_bases(on_a_gpu: None, tmp_path: Path) -> None:
+    task = make_task(tmp_path)
+    alone = [Replica(shade()).refine(task, Guide(), TileCall(1, (tile,)))[0][0] for tile in (0, 1)]
+    entered, go = threading.Event(), threading.Event()
+    bases: list[int] = []
+
+    def on_base() -> None:
+        bases.append(1)
+        if len(bases) == 2:  # the second call's, which is what lets the first one's model go on
+            assert entered.is_set()
+            go.set()
+
+    replica = Replica(ReplicaSpec(upsampler=lambda: Made(on_base), denoiser=lambda: Slow(entered, go)))
+    replica.load()
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(replica.refine, task, Guide(), TileCall(1, (0,)))
+        assert entered.wait(30)
+        second = threads.submit(replica.refine, task, Guide(), TileCall(2, (1,)))
+        together = [first.result(60)[0][0], second.result(60)[0][0]]
+    np.testing.assert_array_equal(together, alone)
+
+
+def test_a_gpu_does_not_wait_for_pixels_to_arrive(
+    on_a_gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = make_task(tmp_path)
+    begun, entered = threading.Event(), threading.Event()
+    fetched: list[int] = []
+
+    def fetch(tensor: Any) -> Callable[[], np.ndarray]:
+        number = len(fetched)
+        fetched.append(number)
+
+        def arrived() -> np.ndarray:
+            if number == 0:  # the first call's pixels arrive once the second one has the device
+                begun.set()
+                assert entered.wait(30)
+            return np.asarray(tensor.numpy())
+
+        return arrived
+
+    monkeypatch.setattr("dino_ray.engine.verifying.fetch", fetch)
+
+    class Second(Shade):
+        def encode(self, pixels: Any) -> Any:
+            if fetched:
+                entered.set()
+            return super().encode(pixels)
+
+    replica = Replica(ReplicaSpec(upsampler=Lanczos, denoiser=Second))
+    replica.load()
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(replica.refine, task, Guide(), TileCall(1, (0,)))
+        assert begun.wait(30)
+        second = threads.submit(replica.refine, task, Guide(), TileCall(2, (1,)))
+        assert first.result(60)
+        assert second.result(60)
+
+
 def test_a_call_that_fails_frees_the_device(tmp_path: Path) -> None:
     class Broken(Shade):
         broken = True

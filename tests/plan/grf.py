@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -126,6 +127,9 @@ class GrfDenoiser:
             own = torch.Generator().manual_seed(int.from_bytes(digest[:7]))
             noise = torch.randn(noise.shape, generator=own)
         return (1 - sigma) * latents + sigma * noise
+
+    def sampling(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def predict(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         h, w = x.shape[-2:]

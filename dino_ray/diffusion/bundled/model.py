@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -69,6 +70,10 @@ class BundledDenoiser:
     def noised(self, latents: Tensor, noise: Tensor, sigma: float) -> Tensor:
         """Only what of ``sigma`` exceeds ``sigma0`` is noise: at ``sigma0`` the base itself is the start."""
         return latents + max(0.0, sigma - self._spec.sigma0) * noise
+
+    def sampling(self) -> AbstractContextManager[None]:
+        """It keeps nothing between steps."""
+        return nullcontext()
 
     def predict(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         """x0 = x - sigma · v, v being what the transformer sees between the picture and ``x``.

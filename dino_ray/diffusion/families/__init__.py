@@ -15,9 +15,12 @@ from dino_ray.diffusion.families.family import Configs, Family, denoiser_config
 from dino_ray.diffusion.families.flux2_config import FAMILY as FLUX2
 from dino_ray.diffusion.families.flux_config import FAMILY as FLUX
 from dino_ray.diffusion.families.flux_config import KONTEXT
+from dino_ray.diffusion.families.qwen_image_config import EDIT as QWEN_IMAGE_EDIT
+from dino_ray.diffusion.families.qwen_image_config import FAMILY as QWEN_IMAGE
 from dino_ray.diffusion.families.stable_diffusion_3_config import FAMILY as STABLE_DIFFUSION_3
 from dino_ray.diffusion.families.stable_diffusion_config import FAMILY as STABLE_DIFFUSION
 from dino_ray.diffusion.families.stable_diffusion_config import XL as STABLE_DIFFUSION_XL
+from dino_ray.diffusion.families.z_image_config import FAMILY as Z_IMAGE
 
 __all__ = ["FAMILIES", "FLUX", "Configs", "Family", "denoiser_config", "family_of"]
 
@@ -28,6 +31,9 @@ FAMILIES: tuple[Family, ...] = (
     STABLE_DIFFUSION,
     STABLE_DIFFUSION_XL,
     STABLE_DIFFUSION_3,
+    QWEN_IMAGE,
+    QWEN_IMAGE_EDIT,
+    Z_IMAGE,
 )
 
 

@@ -49,6 +49,11 @@ class Family:
     """Name of the module that knows torch."""
     describe: Callable[[str, Configs], Description] = field(repr=False)
     """A model's name and its configs to its description; raises ``UsageError`` where they are of another kind."""
+    attention: Literal["own", "masked", "plain"] = "own"
+    """``own``: in a way that can't be given to another kernel; ``masked``: by diffusers' dispatcher, with a mask;
+    ``plain``: by the dispatcher, with none."""
+    step_cache: bool = False
+    """diffusers' first-block cache works with its blocks."""
     optional: frozenset[str] = frozenset()
     """Those of ``text`` that a model may do without, where its index leaves them empty."""
     lora: LoraLayers | None = None

@@ -8,7 +8,7 @@ from dino_ray.diffusion.denoiser import Description
 from dino_ray.diffusion.families.family import Configs
 from dino_ray.diffusion.families.flow_schedule import PATCH, Mu, Schedule
 from dino_ray.diffusion.families.latent_denoiser import ControlNet, LatentDenoiser, Loaded
-from dino_ray.diffusion.vae import KlVae, Place, TinyDecoder, Vae
+from dino_ray.diffusion.vae import KlVae, Place, QwenImageVae, TinyDecoder, Vae
 
 
 class FlowDenoiser(LatentDenoiser):
@@ -21,7 +21,7 @@ class FlowDenoiser(LatentDenoiser):
     schedule : Schedule
     """
 
-    vae_class: ClassVar[type[KlVae]] = KlVae
+    vae_class: ClassVar[type[KlVae | QwenImageVae]] = KlVae
 
     def __init__(
         self,

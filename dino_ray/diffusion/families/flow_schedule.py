@@ -13,14 +13,7 @@ from typing import Any, Literal
 
 from dino_ray.errors import UsageError
 
-_REPLACING_OPTIONS = (
-    "shift_terminal",
-    "use_karras_sigmas",
-    "use_exponential_sigmas",
-    "use_beta_sigmas",
-    "invert_sigmas",
-)
-
+_REPLACING_OPTIONS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "invert_sigmas")
 
 PATCH = 2
 """Latent samples per token of these families' transformers, per axis: part of the architecture."""
@@ -50,6 +43,9 @@ class Schedule:
     """``exponential``: alpha = exp(mu); ``linear``: alpha = mu."""
     mu: Mu | None = None
     """Where ``dynamic``, in place of that line: a family's own rule, which no config file names."""
+    terminal: float = 0.0
+    """Noise level, below 1, that the last step starts at, to which the levels are stretched: Qwen-Image's
+    ``shift_terminal``. 0: they are not."""
 
     @classmethod
     def from_config(
@@ -76,6 +72,7 @@ class Schedule:
             max_tokens=int(config.get("max_image_seq_len", 4096)),
             growth=config.get("time_shift_type", "exponential"),
             mu=mu,
+            terminal=float(config.get("shift_terminal") or 0.0),
         )
 
     def alpha(self, tokens: int, steps: int) -> float:
@@ -92,9 +89,36 @@ class Schedule:
     def sigmas(self, denoise: float, steps: int, tokens: int) -> list[float]:
         """``steps + 1`` noise levels, spaced as the model's own, from exactly ``denoise`` in (0, 1] to 0."""
         alpha = self.alpha(tokens, steps)
+        if 0 < self.terminal < denoise and steps > 1:
+            return self._stretched(denoise, steps, alpha)
         start = shifted(denoise, 1 / alpha)
         between = [shifted(start * (steps - i) / steps, alpha) for i in range(1, steps)]
         return [denoise, *between, 0.0]
+
+    def _stretched(self, denoise: float, steps: int, alpha: float) -> list[float]:
+        """As ``sigmas``, for a ``denoise`` above ``terminal`` and more than one step.
+
+        A whole schedule's signal shares, 1 - sigma, grow by one factor, so that its last level above 0 is ``terminal``.
+        These levels are the last ``steps`` of the whole schedule, of ``steps / start`` even times, that passes through
+        ``denoise``. At or below ``terminal`` no such schedule has a level: there, the plain shift spaces them.
+        """
+        start = _stretched_start(1 - denoise, 1 - self.terminal, steps, alpha - 1)
+        signals = [1 - shifted(start * (steps - i) / steps, alpha) for i in range(steps)]
+        factor = (1 - self.terminal) / signals[-1]
+        return [denoise, *(1 - factor * signal for signal in signals[1:]), 0.0]
+
+
+def _stretched_start(signal: float, last: float, steps: int, excess: float) -> float:
+    """The time u in (0, 1] whose signal share is ``signal`` once that of ``u / steps`` has been stretched to ``last``.
+
+    With ``1 - shifted(u) = (1 - u) / (1 + excess u)``, excess being alpha - 1, it solves ``last (1 - u)
+    (1 + excess u / steps) = signal (1 + excess u) (1 - u / steps)``: a quadratic with one root there.
+    """
+    square = -excess / steps * (last - signal)
+    linear = last * (excess / steps - 1) - signal * (excess - 1 / steps)
+    constant = last - signal
+    root = math.sqrt(linear**2 - 4 * square * constant)
+    return 2 * constant / (root - linear)
 
 
 def shifted(t: float, alpha: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -40,10 +41,16 @@ def unpack(tokens: Tensor, h: int, w: int) -> Tensor:
     return patches.permute(0, 3, 1, 4, 2, 5).reshape(batch, -1, h, w)
 
 
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
 def position_ids(
     rows: int, cols: int, device: torch.device | str | None = None, picture: float = 0.0
 ) -> Tensor:
-    """Positions (rows · cols, 3) float32 of image tokens for the rotary embedding: (picture, row, column)."""
+    """Positions (rows · cols, 3) float32 of image tokens for the rotary embedding: (picture, row, column).
+
+    Made once: a model asks for the same at every step, and it is half of what we add to one. And made so that what
+    serves inference can serve training.
+    """
     ids = torch.zeros(rows, cols, 3, device=device)
     ids[..., 0] = picture
     ids[..., 1] = torch.arange(rows, device=device)[:, None]

@@ -118,6 +118,7 @@ FAMILY = Family(
     text=("text_encoder",),
     tokenizers=("tokenizer",),
     module="dino_ray.diffusion.families.flux2",
+    attention="plain",
     describe=describe,
     lora=lora_layers.FLUX_2,
 )

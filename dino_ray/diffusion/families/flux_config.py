@@ -126,6 +126,8 @@ FAMILY = Family(
     describe=describe,
     lora=lora_layers.FLUX,
     image_prompts={"redux": text_width, "ip-adapter": text_width},
+    attention="plain",
+    step_cache=True,
     controlnet="FluxControlNetModel",
     tiny_vae="madebyollin/taef1",
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,6 +113,18 @@ class LatentDenoiser:
         """The straight line: ``(1 - sigma) latents + sigma noise``."""
         return (1 - sigma) * latents + sigma * noise
 
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """A step cache, where ``speed.accelerate`` has put one into the network, lives within."""
+        if not self._caches_steps:
+            yield
+            return
+        self._core._reset_stateful_cache()  # of a prediction that somebody asked for outside
+        try:
+            yield
+        finally:
+            self._core._reset_stateful_cache()
+
     def predict(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         """The clean latents that the network sees in ``x``, with guidance where the description says so.
 
@@ -121,9 +134,11 @@ class LatentDenoiser:
             Where the conditioning is not what the description asks for.
         """
         self._check(conditioning)
-        answer = self._answer(x, sigma, conditioning.text, conditioning)
+        with self._told("prompt"):
+            answer = self._answer(x, sigma, conditioning.text, conditioning)
         if self._description.guidance == "classifier-free" and (scale := self._scale(conditioning)) != 1:
-            negative = self._answer(x, sigma, self._negative(conditioning), conditioning)
+            with self._told("negative prompt"):
+                negative = self._answer(x, sigma, self._negative(conditioning), conditioning)
             answer = self._guided(answer, negative, scale)
         return self._clean(x, sigma, answer)
 
@@ -162,6 +177,17 @@ class LatentDenoiser:
         return conditioning.negative
 
     # ---- what they do it with
+
+    @property
+    def _caches_steps(self) -> bool:
+        return bool(getattr(self._core, "is_cache_enabled", False))
+
+    def _told(self, what: str) -> AbstractContextManager[None]:
+        """Around an answer: a step cache compares it with earlier ones to the same question."""
+        within: AbstractContextManager[None] = (
+            self._core.cache_context(what) if self._caches_steps else nullcontext()
+        )
+        return within
 
     def _check(self, conditioning: Conditioning) -> None:
         if conditioning.dino is not None and self._description.dino_dim is None:
