@@ -52,24 +52,6 @@ def listing(repo: str, patterns: Iterable[str], *, option: str = "--model") -> f
     return frozenset(file.filename for file in files)
 
 
-def inside(place: str, *patterns: str, option: str) -> Path:
-    """Where a file or a folder lies on this machine, downloaded first where it has to be.
-
-    Parameters
-    ----------
-    place
-        An absolute path, or ``owner/name/path`` on the hub.
-    patterns
-        What of a folder is needed. One that names a single file of it leads to that.
-    """
-    file = patterns[0] if len(patterns) == 1 and "*" not in patterns[0] else ""
-    if Path(place).is_absolute():
-        return Path(place) / file
-    owner, repo, *path = place.split("/")
-    wanted = ["/".join([*path, pattern]) for pattern in patterns] or ["/".join(path)]
-    return snapshot(f"{owner}/{repo}", wanted, option=option).joinpath(*path, file)
-
-
 def names(folder: Path, patterns: Iterable[str]) -> frozenset[str]:
     """Names, relative to ``folder`` and with forward slashes, of its files matching ``patterns``."""
     paths = (path for pattern in patterns for path in folder.glob(pattern))

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from dino_ray.diffusion import hub
+from dino_ray.diffusion import extras
+from dino_ray.diffusion.extras import SUFFIX
 from dino_ray.diffusion.families.family import Family, ImagePromptKind
 from dino_ray.errors import UsageError
 
 REDUX_PARTS = ("image_encoder", "image_embedder", "feature_extractor")
 _REDUX_PIPELINE = "FluxPriorReduxPipeline"
 _INDEX = "model_index.json"
-_SUFFIX = ".safetensors"
 _OPTION = "--image-prompt"
 
 ENCODER = "image_encoder"
@@ -76,28 +76,28 @@ def parse(name: str, of: Literal["image", "tile"], scale: float) -> ImagePrompt:
     UsageError
         Where there is no such model, it is damaged, or of a kind that is not applied.
     """
-    path = Path(name).expanduser()
-    if path.exists():
+    path = extras.find(name, "ipadapter")
+    if path is not None:
         place = os.path.abspath(path)
-    elif hub.REPO_ID.fullmatch("/".join(name.split("/")[:2])) and not name.startswith("."):
+    elif extras.on_hub(name):
         place = name
     else:
         raise UsageError(
-            f"{_OPTION} {name}: no such file or folder; give an IP-Adapter's {_SUFFIX} file, a folder of FLUX.1 Redux, "
-            f"or those of a Hugging Face hub: owner/name/file{_SUFFIX}, owner/name"
+            f"{_OPTION} {name}: no such file or folder; give an IP-Adapter's {SUFFIX} file, a folder of FLUX.1 Redux, "
+            f"or those of a Hugging Face hub: owner/name/file{SUFFIX}, owner/name"
         )
-    if place.endswith(_SUFFIX):
-        header = _read_header(name, hub.inside(place, option=_OPTION))
+    if place.endswith(SUFFIX):
+        header = _read_header(name, extras.inside(place, option=_OPTION))
         return ImagePrompt(header.kind, place, _find_encoder(name, place, header), of, scale)
-    if path.is_file():
+    if path is not None and path.is_file():
         raise UsageError(
-            f"{_OPTION} {name}: is no {_SUFFIX} file, and reading other formats can run any code; get it as {_SUFFIX}"
+            f"{_OPTION} {name}: is no {SUFFIX} file, and reading other formats can run any code; get it as {SUFFIX}"
         )
-    index = _json(name, hub.inside(place, _INDEX, option=_OPTION))
+    index = _json(name, extras.inside(place, _INDEX, option=_OPTION))
     if index.get("_class_name") != _REDUX_PIPELINE:
         raise UsageError(
             f"{_OPTION} {name}: is a {index.get('_class_name')}; folders of {_REDUX_PIPELINE} are read, and the "
-            f"{_SUFFIX} files of IP-Adapters"
+            f"{SUFFIX} files of IP-Adapters"
         )
     return ImagePrompt("redux", place, f"{place}/{REDUX_PARTS[0]}", of, scale)
 
@@ -127,11 +127,11 @@ def check(prompt: ImagePrompt, model: str, family: Family | None, config: Mappin
         )
     if prompt.kind == "redux":
         embedder = _json(
-            prompt.location, hub.inside(prompt.location, "image_embedder/config.json", option=_OPTION)
+            prompt.location, extras.inside(prompt.location, "image_embedder/config.json", option=_OPTION)
         )
         reads = int(embedder.get("txt_in_features", 4096))
     else:
-        reads = _read_header(prompt.location, hub.inside(prompt.location, option=_OPTION)).reads
+        reads = _read_header(prompt.location, extras.inside(prompt.location, option=_OPTION)).reads
     if (width := kinds[prompt.kind](config)) != reads:
         raise UsageError(
             f"{option}: makes tokens of {reads} channels, the model {model} reads {width}; "
@@ -153,15 +153,15 @@ def files(prompt: ImagePrompt) -> Mapping[str, Path]:
             part: _weights(f"{prompt.location}/{part}", part != "feature_extractor") for part in REDUX_PARTS
         }
     return {
-        "adapter": hub.inside(prompt.location, option=_OPTION),
+        "adapter": extras.inside(prompt.location, option=_OPTION),
         ENCODER: _weights(prompt.encoder, needed=True),
     }
 
 
 def _weights(place: str, needed: bool) -> Path:
-    folder = hub.inside(place, f"*{_SUFFIX}", "*.json", option=_OPTION)
-    if needed and not any(folder.glob(f"*{_SUFFIX}")):
-        raise UsageError(f"{_OPTION} {place}: has no {_SUFFIX} file; get the whole model again")
+    folder = extras.inside(place, f"*{SUFFIX}", "*.json", option=_OPTION)
+    if needed and not any(folder.glob(f"*{SUFFIX}")):
+        raise UsageError(f"{_OPTION} {place}: has no {SUFFIX} file; get the whole model again")
     return folder
 
 
@@ -205,7 +205,7 @@ def _find_encoder(name: str, place: str, header: _Header) -> str:
         owner, repo = place.split("/")[:2]
         places = [each for each in places if each.startswith(f"{owner}/{repo}/")]
     for each in places:
-        config = hub.inside(each, "config.json", option=_OPTION)
+        config = extras.inside(each, "config.json", option=_OPTION)
         if config.is_file() and _sees(_json(name, config), header.kind) == header.sees:
             return each
     if header.kind == "ip-adapter" and header.sees == CLIP_L_WIDTH:

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dino_ray.diffusion import hub
+from dino_ray.diffusion import extras
+from dino_ray.diffusion.extras import SUFFIX
 from dino_ray.errors import UsageError
-
-SUFFIX = ".safetensors"
 
 USUAL_FILE = "pytorch_lora_weights.safetensors"
 """What diffusers' training scripts save; taken where a repository has more files than one."""
@@ -120,25 +119,25 @@ def _number(text: str) -> float | None:
 
 def _locate(name: str) -> str:
     """A file's absolute path, or the whole name of one on the hub."""
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = extras.find(name, "loras")
+    if path is not None and path.is_dir():
         return str(_only_file(name, [each for each in path.iterdir() if each.suffix == SUFFIX]).resolve())
-    if path.is_file():
+    if path is not None:
         if path.suffix != SUFFIX:
             raise UsageError(
                 f"--lora {name}: is no {SUFFIX} file, and reading other formats can run any code; get it as {SUFFIX}"
             )
         return os.path.abspath(path)
-    parts = name.split("/")
-    if len(parts) >= 2 and hub.REPO_ID.fullmatch("/".join(parts[:2])) and not parts[0].startswith("."):
-        if len(parts) > 2 and name.endswith(SUFFIX):
+    if extras.on_hub(name):
+        nested = name.count("/") > 1
+        if nested and name.endswith(SUFFIX):
             return name
-        if len(parts) == 2 and not name.endswith(SUFFIX):
-            files = [Path(file) for file in hub.listing(name, [f"*{SUFFIX}"], option="--lora")]
-            return f"{name}/{_only_file(name, files).as_posix()}"
+        if not nested and not name.endswith(SUFFIX):
+            return f"{name}/{_only_file(name, extras.listing(name, '--lora')).as_posix()}"
+    looked = ", ".join(map(str, extras.libraries("loras"))) or f"no others: {extras.FOLDERS} names none"
     raise UsageError(
-        f"--lora {name}: no such file; give a {SUFFIX} file, or a Hugging Face hub's owner/name or "
-        f"owner/name/file{SUFFIX}"
+        f"--lora {name}: no such file here; give a {SUFFIX} file, or a Hugging Face hub's owner/name or "
+        f"owner/name/file{SUFFIX}; looked in {looked}"
     )
 
 
@@ -161,7 +160,7 @@ def local_path(lora: Lora) -> Path:
     UsageError
         Where there is none.
     """
-    path = hub.inside(lora.location, option="--lora")
+    path = extras.inside(lora.location, option="--lora")
     if not path.is_file():
         raise UsageError(f"{lora.option}: no such file; check the spelling")
     return path

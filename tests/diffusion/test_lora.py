@@ -313,6 +313,24 @@ def test_what_a_lora_option_may_say(tmp_path, monkeypatch):
         lora_file.parse(["a.safetensors", "./a.safetensors:0.5"])
 
 
+def test_a_bare_name_is_looked_for_among_the_users_models(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own, comfy = tmp_path / "own", tmp_path / "comfy"
+    for folder in (own / "loras", comfy / "models" / "loras"):
+        folder.mkdir(parents=True)
+    (own / "loras" / "a.safetensors").touch()
+    (comfy / "models" / "loras" / "a.safetensors").touch()
+    (comfy / "models" / "loras" / "b.safetensors").touch()
+    monkeypatch.setenv("DINO_RAY_MODELS", f"{tmp_path / 'absent'}:{own}")
+    monkeypatch.setenv("COMFYUI_PATH", str(comfy))
+    found = [lora.location for lora in lora_file.parse(["a:0.5", "b.safetensors"])]
+    assert found == [str(comfy / "models" / "loras" / "b.safetensors"), str(own / "loras" / "a.safetensors")]
+    (tmp_path / "a.safetensors").touch()
+    assert lora_file.parse(["a"])[0].location == str(tmp_path / "a.safetensors")
+    with pytest.raises(UsageError, match=f"looked in .*{own}/loras, {comfy}/models/loras"):
+        lora_file.parse(["c"])
+
+
 def test_a_lora_of_the_hub_is_found_by_its_repository_or_its_file(tmp_path, monkeypatch):
     (tmp_path / "style.safetensors").touch()
     asked = []
