@@ -38,8 +38,9 @@ class PartFiles:
     """Its folder."""
 
 
-CASTS_BY_ITS_WEIGHT = "wo"
-"""A layer of T5 whose type is asked for, to cast what goes in, before the layer can make it that it computes in."""
+CAST_BY_THEIR_WEIGHT = ("wo", "encoder_hid_proj")
+"""Layers of T5, and an IP-Adapter's first, whose type is asked for, to cast what goes in, before the layer can make it
+that it computes in."""
 
 Change = Callable[[Any], None]
 """What is done to a component's weights: LoRAs and the like."""
@@ -99,7 +100,7 @@ def _cast_layerwise(model: Any, compute: torch.dtype) -> None:
         model,
         storage_dtype=torch.float8_e4m3fn,
         compute_dtype=compute,
-        skip_modules_pattern=(*DEFAULT_SKIP_MODULES_PATTERN, *own, *keep, CASTS_BY_ITS_WEIGHT),
+        skip_modules_pattern=(*DEFAULT_SKIP_MODULES_PATTERN, *own, *keep, *CAST_BY_THEIR_WEIGHT),
     )
 
 

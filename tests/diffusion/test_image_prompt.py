@@ -144,6 +144,21 @@ def test_fluxs_ip_adapter_gives_the_latents_of_the_stock_pipeline(flux, tmp_path
     assert (ours - plain).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("dtype", ["fp8", "bf16"])
+def test_an_ip_adapter_works_beside_weights_of_fewer_bits(flux, unets, dtype, tmp_path):
+    stock = flux_stock(flux.model)
+    file = make_ip_adapter(tmp_path / "ip.safetensors", stock.transformer)
+    for model, adapter in ((flux.model, file), (unets.model, unets.file)):
+        prompt = prompt_of(adapter)
+        seen = loading.load_image_encoder(prompt, "cpu", "float32")([PICTURE])
+        told = Conditioning(loading.encode_text(str(model), "a red fox", "cpu"), cfg=1.0, image=seen)
+        few = loading.load(str(model), "cpu", dtype, options=ModelOptions(image_prompt=prompt))
+        whole = load(model, prompt)
+        x = latents(whole, H, W)
+        exact, near = whole.predict(x, 0.5, told), few.predict(x, 0.5, told)
+        assert torch.corrcoef(torch.stack([exact.flatten(), near.flatten()]))[0, 1] > 0.99
+
+
 def test_tiles_of_a_batch_are_told_what_each_shows(unets):
     encoder = loading.load_image_encoder(prompt_of(unets.file), "cpu", "float32")
     text = loading.encode_text(str(unets.model), "a red fox", "cpu")
