@@ -25,7 +25,7 @@ def replica_spec(config: UpscaleConfig, settings: Settings) -> ReplicaSpec:
     """How each replica loads the models that these settings need."""
     from dino_ray.engine.protocol import ReplicaSpec
 
-    model, device = config.model, config.device
+    model, device = settings.model_place, config.device
     takes_text = settings.model is not None and settings.model.takes_text
     return ReplicaSpec(
         upsampler=partial(_load_upsampler, settings.base, device),

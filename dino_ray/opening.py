@@ -100,10 +100,10 @@ def open_job(
     if image.output is not None and places.is_url(image.output):
         uploads.check_writable(image.output)
     if image.place is None:
-        return _fill(JobFolder.temporary(_manifest(image, config, {})), image, settings, stop)
+        return _fill(JobFolder.temporary(_manifest(image, config, settings, {})), image, settings, stop)
     depth = 8 * np.dtype(image.dtype).itemsize
     pixels = identity.of_pixels(image.source, config, settings, depth, image.grid.wrap, stop)
-    manifest = replace(_manifest(image, config, pixels), report=report, several=several)
+    manifest = replace(_manifest(image, config, settings, pixels), report=report, several=several)
     folder = JobFolder.open(image.place, manifest, existing)
     note = folder.manifest.finished
     if note is not None:
@@ -206,12 +206,13 @@ def _size(n_bytes: int) -> str:
     return f"{n_bytes / 1e9:,.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:,.1f} MB"
 
 
-def _manifest(image: Image, config: UpscaleConfig, pixels: dict[str, object]) -> Manifest:
+def _manifest(image: Image, config: UpscaleConfig, settings: Settings, pixels: dict[str, object]) -> Manifest:
     return Manifest(
         source=image.source if isinstance(image.source, str) else image.name,
         output=image.output or "",
         cwd=os.getcwd(),
-        config={name: getattr(config, name) for name in sorted(config.model_fields_set)},
+        # What the memory of the day decided is to be the same when the job goes on.
+        config={**config.model_dump(mode="json", include=config.model_fields_set), **settings.fitted},
         pixels=pixels,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -59,7 +59,8 @@ MODEL_OPTIONS = (
     ),
     *("image_prompt_of", "image_prompt_scale"),
     *("adaptive", "verify", "consistency", "color_lock", "seed", "dtype", "batch"),
-    *("quantize", "offload", "vae_tile"),
+    *("components", "vae", "allow_pickle"),
+    *("quantize", "offload", "vae_tile", "fit"),
     *("compile", "attention", "step_cache"),
 )
 """Options that only a diffusion model can honour."""
@@ -109,8 +110,16 @@ class Settings:
     consistency: float
     color_lock: Literal["wavelet", "adain", "off"]
     seed: int
+    model_place: str
+    """What the replicas load: ``--model`` as it was found here, an absolute path or a hub id."""
     dtype: Dtypes
     model_options: ModelOptions
+    fit: str | None
+    """What was decided of how the model is kept, and why; None: nothing was."""
+    gpu_bytes: Mapping[str, float]
+    """That a GPU is to have for a ``replica``, and for the ``text`` encoders on one of them; empty: not known."""
+    host_bytes: float | None
+    """That a replica on a CPU takes; None: not known."""
     batch: int
     """Tiles that a replica refines at once; 1 without a model."""
 
@@ -125,6 +134,20 @@ class Settings:
         """What an image prompt looks at; None: there is none."""
         prompt = self.model_options.image_prompt
         return prompt.of if prompt is not None and self.model is not None else None
+
+    @property
+    def fitted(self) -> dict[str, Any]:
+        """What ``--fit`` has settled, as options; empty where it has not."""
+        if self.fit is None:
+            return {}
+        kept = self.model_options
+        return {
+            "fit": "off",
+            "dtype": str(self.dtype),
+            "quantize": kept.quantize,
+            "offload": kept.offload,
+            "vae_tile": kept.vae_tile,
+        }
 
     def layout(self, info: SourceInfo) -> tuple[Scaling, Grid]:
         """Canvas and tiles for a source.
@@ -179,8 +202,13 @@ def _is_panorama(info: SourceInfo) -> bool:
     return found is not None and found.closes
 
 
-def resolve(config: UpscaleConfig) -> Settings:
+def resolve(config: UpscaleConfig, *, planning: bool = False) -> Settings:
     """Settle a config against what its model can do.
+
+    Parameters
+    ----------
+    planning
+        Nothing is to run here: ``--fit 24GB`` may speak of another machine, which has what this one lacks.
 
     Raises
     ------
@@ -192,10 +220,12 @@ def resolve(config: UpscaleConfig) -> Settings:
         raise UsageError("--shared: says that every node sees the job directory; name it with --job-dir")
     if config.model == NO_MODEL:
         return _without_model(config)
+    from dino_ray import fitting
     from dino_ray.diffusion import keeping, loading
 
     options = _model_options(config)
-    model = loading.describe(config.model, config.dino_adapter, options)
+    place = loading.located(config.model)
+    model = loading.describe(place, config.dino_adapter, options)
     if options.controlnet is not None and not model.takes_control:
         raise UsageError(f"--controlnet: the model {model.name} takes none; leave it out")
     base: Literal["net", "lanczos"] = "lanczos" if config.base == "lanczos" else "net"
@@ -226,9 +256,16 @@ def resolve(config: UpscaleConfig) -> Settings:
             "give that or less"
         )
     # A cluster's machines are others, and judge for themselves.
-    here = config.device if config.address in ("none", "local") else None
-    keeping.check(config.model, config.dtype, options, tile, here)
+    elsewhere = config.address not in ("none", "local") or (planning and config.fit not in ("auto", "off"))
+    here = None if elsewhere else config.device
+    keeping.check(place, config.dtype, options, tile, here)
     dino, strength = _dino(config, model, denoise)
+    sketch = loading.find_sketch(place, options) if strength > 0 else None
+    kept = fitting.Kept(config.dtype, options)
+    if denoise > 0:
+        job = fitting.Job(tile, config.batch, sketch, dino, strength)
+        kept = fitting.settle(config, model, job, options, planning=planning)
+        keeping.check(place, kept.dtype, kept.options, tile, here)
     half = tile // model.pixel_multiple // 2 * model.pixel_multiple  # the most that the plan allows
     overlap = config.overlap if config.overlap is not None else min(model.overlap, half)
     settings = Settings(
@@ -252,15 +289,19 @@ def resolve(config: UpscaleConfig) -> Settings:
         dino=dino,
         dino_tokens=model.dino_dim is not None,
         dino_strength=strength,
-        sketch=loading.find_sketch(config.model, options) if strength > 0 else None,
+        sketch=sketch,
         dino_adapter=config.dino_adapter and os.path.abspath(os.path.expanduser(config.dino_adapter)),
         adaptive=config.adaptive if denoise > 0 else 0.0,
         verify=config.verify is not False and denoise > 0,
         consistency=_consistency(config) if denoise > 0 else 0.0,
         color_lock=config.color_lock if denoise > 0 else "off",
         seed=config.seed,
-        dtype=config.dtype,
-        model_options=options,
+        model_place=place,
+        dtype=kept.dtype,
+        model_options=kept.options,
+        fit=kept.said,
+        gpu_bytes=kept.gpu_bytes,
+        host_bytes=kept.host_bytes,
         batch=config.batch,
         **_around(config),
     )
@@ -365,8 +406,12 @@ def _without_model(config: UpscaleConfig) -> Settings:
         consistency=0.0,
         color_lock="off",
         seed=0,
+        model_place=NO_MODEL,
         dtype=config.dtype,
         model_options=AS_PUBLISHED,
+        fit=None,
+        gpu_bytes={},
+        host_bytes=None,
         batch=1,
         **_around(config),
     )
@@ -410,7 +455,8 @@ def _check_placement(config: UpscaleConfig) -> None:
 
 
 def _model_options(config: UpscaleConfig) -> ModelOptions:
-    from dino_ray.diffusion import lora_file
+    """What is to be done with the model; names as they mean the same on every machine that sees the same files."""
+    from dino_ray.diffusion import loading, lora_file
 
     if config.controlnet is None:
         _refuse(config, CONTROL_OPTIONS, "has nothing to act on without --controlnet; leave it out")
@@ -420,9 +466,16 @@ def _model_options(config: UpscaleConfig) -> ModelOptions:
         raise UsageError(
             f"--control-end {config.control_end:g}: must lie after --control-start {config.control_start:g}"
         )
+    located = {
+        name: loading.located(value, option_name(name))
+        for name in ("components", "vae")
+        if (value := getattr(config, name)) is not None
+    }
     return ModelOptions(
         loras=lora_file.parse(config.lora),
         image_prompt=_image_prompt(config),
+        **located,
+        allow_pickle=config.allow_pickle,
         controlnet=config.controlnet,
         quantize=config.quantize,
         offload=config.offload,

@@ -5,16 +5,16 @@ A place is an absolute path, or ``owner/name/path`` on the Hugging Face hub.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from dino_ray.diffusion import hub
+from dino_ray import hub
+from dino_ray.diffusion import places
 
 SUFFIX = ".safetensors"
 
-FOLDERS, COMFYUI = "DINO_RAY_MODELS", "COMFYUI_PATH"
-"""Environment variables: folders of models, separated as in PATH; and where ComfyUI is installed."""
+_OPTIONS = {"loras": "--lora", "ipadapter": "--image-prompt"}
+"""Folders of ComfyUI, and what names the files in them."""
 
 
 def find(name: str, kind: str) -> Path | None:
@@ -35,11 +35,10 @@ def find(name: str, kind: str) -> Path | None:
 
 def libraries(kind: str) -> Iterator[Path]:
     """Folders that bare names are looked for in, in order."""
-    for folder in os.environ.get(FOLDERS, "").split(os.pathsep):
-        if folder:
-            yield from (Path(folder).expanduser(), Path(folder).expanduser() / kind)
-    if named := os.environ.get(COMFYUI):
-        yield Path(named).expanduser() / "models" / kind
+    for library in places.libraries(_OPTIONS[kind]):
+        yield library.path
+        if library.source == places.FOLDERS:
+            yield library.path / kind
 
 
 def on_hub(name: str) -> bool:
@@ -50,7 +49,7 @@ def on_hub(name: str) -> bool:
 
 def listing(repo: str, option: str) -> list[Path]:
     """The safetensors files at the top of a repository of the hub."""
-    return [Path(file) for file in hub.listing(repo, [f"*{SUFFIX}"], option=option)]
+    return [Path(file) for file in hub.listing(hub.Repo(repo, option=option), [f"*{SUFFIX}"])]
 
 
 def inside(place: str, *patterns: str, option: str) -> Path:
@@ -68,4 +67,9 @@ def inside(place: str, *patterns: str, option: str) -> Path:
         return Path(place) / file
     owner, repo, *path = place.split("/")
     wanted = ["/".join([*path, pattern]) for pattern in patterns] or ["/".join(path)]
-    return hub.snapshot(f"{owner}/{repo}", wanted, option=option).joinpath(*path, file)
+    whole = hub.snapshot(
+        hub.Repo(f"{owner}/{repo}", option=option),
+        wanted,
+        whole=lambda folder: all(any(folder.glob(pattern)) for pattern in wanted),
+    )
+    return whole.joinpath(*path, file)

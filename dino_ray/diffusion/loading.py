@@ -7,7 +7,7 @@ because unpickling runs whatever code a file holds.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -77,7 +77,7 @@ def describe(model: str, adapter: str | None = None, options: ModelOptions = AS_
     ValueError
         For ``none``, which has no model to describe.
     """
-    ref = resolve(model)
+    ref = resolve(model, options)
     _refuse_none(ref)
     if ref.kind == "bundled":
         from dino_ray.diffusion import bundled
@@ -95,6 +95,7 @@ def describe(model: str, adapter: str | None = None, options: ModelOptions = AS_
         if options.image_prompt is not None:
             image_prompt_file.check(options.image_prompt, ref.name, family, denoiser_config(configs))
         model_files.check_weights(ref, (*family.parts, *family.text_parts(configs["index"])))
+        model_files.check_tokenizers(ref, _named(family.tokenizers, configs))
         if options.controlnet is not None:
             controlnet_files.describe(options.controlnet, family, configs)
             description = replace(description, takes_control=True)
@@ -137,7 +138,7 @@ def load(
     ValueError
         For ``none``.
     """
-    ref = resolve(model)
+    ref = resolve(model, options)
     _refuse_none(ref)
     device = pick_device(device)
     denoiser: Any = _load(ref, device, keeping.dtypes(dtype), sketch, options)
@@ -179,8 +180,13 @@ def adapter_target(ref: ModelRef, fetch: bool = False) -> adapter_file.Target:
             f"--dino-adapter: adapters are for FLUX.1 and the bundled model; {ref.name} is of the family {family.title}"
         )
     width = flux_config.text_width(configs["transformer"])
+    if ref.kind == "file":
+        raise UsageError(
+            f"--dino-adapter: adapters are for models as diffusers lays them out; {ref.location} is a single file: "
+            "give --model the folder or hub id that the adapter was trained with"
+        )
     here = fetch or ref.kind == "folder"
-    folder = model_files.fetch(ref, ("transformer",)) / "transformer" if here else None
+    folder = model_files.fetch(ref, ("transformer",))["transformer"].path if here else None
     return adapter_file.Target(ref.name, "flux", width, folder)
 
 
@@ -258,13 +264,44 @@ def _change_core(family: Family, configs: Configs, options: ModelOptions, core: 
         image_prompt.attach(options.image_prompt, family.core, core, configs)
 
 
+def located(model: str, option: str = "--model") -> str:
+    """A name that means the same on every machine that sees the same files: an absolute path, or a hub id.
+
+    Raises
+    ------
+    UsageError
+        As ``resolve`` does.
+    """
+    return resolve(model, option=option).place
+
+
+def weight_places(model: str, options: ModelOptions = AS_PUBLISHED) -> list[str]:
+    """Names of all that a model's weights come from: paths, and hub ids."""
+    return model_files.weight_places(resolve(model, options))
+
+
+def download(model: str, options: ModelOptions = AS_PUBLISHED) -> None:
+    """Fetch all of a model's files that are not on this machine, text encoders included.
+
+    Raises
+    ------
+    UsageError, JobError
+        As ``load`` does.
+    """
+    ref = resolve(model, options)
+    if ref.kind in ("none", "bundled"):
+        return
+    family, configs = model_files.family_and_configs(ref)
+    model_files.fetch(ref, _named((*family.parts, *family.text, *family.tokenizers), configs))
+
+
 def find_sketch(model: str, options: ModelOptions = AS_PUBLISHED) -> str | None:
     """A small decoder of the model's latents, for guidance to look through: a folder or a hub id, for ``load``.
 
     Decided once for a job, since pixels depend on it. None where the family has none or none is to be had.
     """
-    ref = resolve(model)
-    if ref.kind not in ("folder", "hub"):
+    ref = resolve(model, options)
+    if ref.kind in ("none", "bundled"):
         return None
     family, _ = model_files.family_and_configs(ref)
     return model_files.find_tiny_vae(ref, family)
@@ -320,7 +357,7 @@ def encode_texts(
     UsageError, JobError
         As ``load`` does.
     """
-    ref = resolve(model)
+    ref = resolve(model, options)
     if ref.kind in ("none", "bundled"):
         return {prompt: {} for prompt in prompts}
     from dino_ray.diffusion.components import TextParts
@@ -361,15 +398,25 @@ def _part_files(
     """
     from dino_ray.diffusion.components import PartFiles
 
-    named = {part: found for part in parts if (found := class_of(configs["index"], part)) is not None}
+    named = _named(parts, configs)
     for part, (library, cls) in named.items():
         if library not in _LIBRARIES:
             raise UsageError(
                 f"--model {ref.location}: its {part} is a {library}.{cls}, and only classes of "
                 f"{' and '.join(_LIBRARIES)} are loaded, since others could run any code"
             )
-    folder = model_files.fetch(ref, named)
-    return {part: PartFiles(part, library, cls, folder / part) for part, (library, cls) in named.items()}
+    found = model_files.fetch(ref, named)
+    return {
+        part: PartFiles(
+            part, library, cls, found[part].path, found[part].config, found[part].prefix, found[part].pickled
+        )
+        for part, (library, cls) in named.items()
+    }
+
+
+def _named(parts: Iterable[str], configs: Configs) -> Mapping[str, tuple[str, str]]:
+    """Library and class of the components that a model has, of some."""
+    return {part: found for part in parts if (found := class_of(configs["index"], part)) is not None}
 
 
 def _refuse_none(ref: ModelRef) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dino_ray.diffusion import extras
+from dino_ray.diffusion import extras, places
 from dino_ray.diffusion.extras import SUFFIX
 from dino_ray.errors import UsageError
 
@@ -134,7 +134,7 @@ def _locate(name: str) -> str:
             return name
         if not nested and not name.endswith(SUFFIX):
             return f"{name}/{_only_file(name, extras.listing(name, '--lora')).as_posix()}"
-    looked = ", ".join(map(str, extras.libraries("loras"))) or f"no others: {extras.FOLDERS} names none"
+    looked = ", ".join(map(str, extras.libraries("loras"))) or f"no others: {places.FOLDERS} names none"
     raise UsageError(
         f"--lora {name}: no such file here; give a {SUFFIX} file, or a Hugging Face hub's owner/name or "
         f"owner/name/file{SUFFIX}; looked in {looked}"

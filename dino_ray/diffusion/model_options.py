@@ -26,6 +26,13 @@ class ModelOptions:
     """What is added to its weights."""
     image_prompt: ImagePrompt | None = None
     """What lets a picture speak beside the prompt."""
+    components: str | None = None
+    """Where what a single file of weights lacks comes from: an alias, a hub id or a diffusers folder. None: the
+    published model of its kind."""
+    vae: str | None = None
+    """A file, folder or hub id whose VAE takes the place of the model's."""
+    allow_pickle: bool = False
+    """Read weights from pickles too, which can run any code."""
     compile: bool = False
     """The blocks of the network that predicts are compiled."""
     attention: str = "auto"

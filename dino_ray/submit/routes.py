@@ -98,18 +98,17 @@ def for_cluster(options: Mapping[str, Any], common: Means, results: Sequence[str
         If an option names a folder that the cluster does not see.
     """
     there = {name: value for name, value in options.items() if name != "address"}
-    for name in ("model", "dino", "dino_adapter", "image_prompt"):
+    for name in ("model", "components", "vae", "dino", "dino_adapter", "image_prompt"):
         value = there.get(name)
-        at = "" if value is None else os.path.expanduser(value)
-        # What is no file here may be the name of something on the hub, but for an adapter.
-        file = name == "dino_adapter" or (name == "image_prompt" and os.path.isfile(at))
-        if value is not None and (file or os.path.isdir(at)):
+        adapter = name == "dino_adapter"  # the others may be names of something on the hub
+        if value is not None and (adapter or os.path.exists(os.path.expanduser(value))):
             path = os.path.abspath(os.path.expanduser(value))
             if not common.sees(path):
+                kind = "folder" if os.path.isdir(path) else "file"
                 raise UsageError(
-                    f"{option_name(name)} {value}: is a {'file' if file else 'folder'} of this machine; have the "
+                    f"{option_name(name)} {value}: is a {kind} of this machine; have the "
                     "cluster's nodes see it under the same name and say so with --shared-dir"
-                    f"{'' if file else ', or name a model of the hub'}"
+                    f"{'' if adapter else ', or name a model of the hub'}"
                 )
             there[name] = path
     if "lora" in there:

@@ -19,8 +19,9 @@ from tiny_image_prompt import make_clip_vision, make_ip_adapter, make_redux
 from tiny_stable_diffusion import make_tiny_stable_diffusion
 
 import dino_ray
+from dino_ray import hub
 from dino_ray.config import UpscaleConfig
-from dino_ray.diffusion import hub, image_prompt_file, loading
+from dino_ray.diffusion import image_prompt_file, loading
 from dino_ray.diffusion.denoiser import Conditioning
 from dino_ray.diffusion.families.flux import pack, unpack
 from dino_ray.diffusion.model_options import ModelOptions
@@ -252,7 +253,7 @@ def test_one_of_the_hub_is_found_with_its_encoder(flux, unets, tmp_path, monkeyp
     make_clip_vision(tmp_path / "models" / "image_encoder")
     shutil.copytree(flux.redux, tmp_path, dirs_exist_ok=True)
     asked = []
-    monkeypatch.setattr(hub, "snapshot", lambda repo, names, option: asked.extend(names) or tmp_path)
+    monkeypatch.setattr(hub, "snapshot", lambda repo, names, whole: asked.extend(names) or tmp_path)
     adapter = prompt_of("some/adapters/sdxl_models/ip.safetensors")
     assert adapter.encoder == "some/adapters/models/image_encoder"
     assert image_prompt_file.files(adapter) == {

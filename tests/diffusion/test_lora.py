@@ -19,8 +19,9 @@ from tiny_qwen_image import make_tiny_qwen_image
 from tiny_stable_diffusion import make_tiny_stable_diffusion
 from tiny_z_image import make_tiny_z_image
 
+from dino_ray import hub
 from dino_ray.config import UpscaleConfig
-from dino_ray.diffusion import hub, loading, lora_file
+from dino_ray.diffusion import loading, lora_file
 from dino_ray.diffusion.denoiser import Conditioning
 from dino_ray.diffusion.families import FAMILIES
 from dino_ray.diffusion.model_options import ModelOptions
@@ -334,9 +335,9 @@ def test_a_bare_name_is_looked_for_among_the_users_models(tmp_path, monkeypatch)
 def test_a_lora_of_the_hub_is_found_by_its_repository_or_its_file(tmp_path, monkeypatch):
     (tmp_path / "style.safetensors").touch()
     asked = []
-    monkeypatch.setattr(hub, "listing", lambda repo, patterns, option: frozenset({"style.safetensors"}))
+    monkeypatch.setattr(hub, "listing", lambda repo, patterns: frozenset({"style.safetensors"}))
     monkeypatch.setattr(
-        hub, "snapshot", lambda repo, patterns, option: asked.append((repo, patterns)) or tmp_path
+        hub, "snapshot", lambda repo, patterns, whole: asked.append((repo.id, patterns)) or tmp_path
     )
     (whole,), (named,) = (
         lora_file.parse(["some/lora:0.5"]),
@@ -346,7 +347,7 @@ def test_a_lora_of_the_hub_is_found_by_its_repository_or_its_file(tmp_path, monk
     assert lora_file.local_path(whole) == tmp_path / "style.safetensors"
     assert asked == [("some/lora", ["style.safetensors"])]
     two = frozenset({"a.safetensors", "b.safetensors"})
-    monkeypatch.setattr(hub, "listing", lambda repo, patterns, option: two)
+    monkeypatch.setattr(hub, "listing", lambda repo, patterns: two)
     with pytest.raises(UsageError, match=r"name one of them: a\.safetensors, b\.safetensors"):
         lora_file.parse(["some/lora"])
 

@@ -135,6 +135,8 @@ FAMILY = Family(
     text=("text_encoder",),
     tokenizers=("tokenizer",),
     module="dino_ray.diffusion.families.qwen_image",
+    attention="masked",
+    step_cache=True,
     describe=describe,
     lora=lora_layers.QWEN_IMAGE,
 )
@@ -147,6 +149,8 @@ EDIT = Family(
     text=("text_encoder",),
     tokenizers=("tokenizer", "processor"),
     module="dino_ray.diffusion.families.qwen_image",
+    attention="masked",
+    step_cache=True,
     describe=describe_editor,
     lora=lora_layers.QWEN_IMAGE,
 )

@@ -84,6 +84,7 @@ FAMILY = Family(
     text=("text_encoder",),
     tokenizers=("tokenizer",),
     module="dino_ray.diffusion.families.z_image",
+    attention="masked",
     describe=describe,
     lora=lora_layers.Z_IMAGE,
     tiny_vae="madebyollin/taef1",
