@@ -174,6 +174,15 @@ def _layers(state: dict[str, Tensor], prefix: str) -> list[str]:
     return [key.partition(".lora_")[0] for key in keys]
 
 
+def _plain(model: Any) -> bool:
+    """Whether a component's weights are numbers that can be added to, and not quantised, by whomever."""
+    import torch
+
+    return getattr(model, "hf_quantizer", None) is None and all(
+        type(weight.data) is torch.Tensor and weight.is_floating_point() for weight in model.parameters()
+    )
+
+
 def _settle(model: Any, weights: Mapping[str, float], *, of_diffusers: bool) -> None:
     """Weigh the LoRAs of a component, and fuse them into its weights where those are plain."""
     from diffusers.loaders import lora_base
@@ -185,7 +194,7 @@ def _settle(model: Any, weights: Mapping[str, float], *, of_diffusers: bool) -> 
     else:
         lora_base.set_adapters_for_text_encoder(names, model, list(weights.values()))
     kind = type(model).__name__
-    if getattr(model, "hf_quantizer", None) is not None:
+    if not _plain(model):
         log.info(
             "%d LoRAs are computed beside %s's quantised weights, at some cost per step", len(names), kind
         )

@@ -182,7 +182,7 @@ def test_what_comfyui_names_is_what_sd_scripts_names(world, tmp_path):
 
 def test_beside_quantised_weights_they_do_the_same(tmp_path, caplog):
     import diffusers
-    from torchao.quantization import Int8WeightOnlyConfig
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
     from dino_ray.diffusion.lora import Loras
 
@@ -195,10 +195,15 @@ def test_beside_quantised_weights_they_do_the_same(tmp_path, caplog):
             "img_ids": torch.zeros(6, 3), "txt_ids": torch.zeros(4, 3)}  # fmt: skip
     int8 = diffusers.TorchAoConfig(Int8WeightOnlyConfig(version=2))
     changes = []
-    for config in (None, int8):
+    for config in (None, int8, "as single files are"):
         core = diffusers.FluxTransformer2DModel.from_pretrained(
-            model, subfolder="transformer", quantization_config=config, torch_dtype=torch.float32
+            model,
+            subfolder="transformer",
+            quantization_config=config if config is int8 else None,
+            torch_dtype=torch.float32,
         )
+        if isinstance(config, str):
+            quantize_(core, Int8WeightOnlyConfig(version=2))
         loras = Loras(lora_file.parse([f"{file}:0.5"]), diffusers.FluxPipeline, "transformer", core.config)
         with torch.no_grad(), caplog.at_level(logging.INFO):
             before = core(**told).sample
@@ -206,9 +211,11 @@ def test_beside_quantised_weights_they_do_the_same(tmp_path, caplog):
             changes.append(core(**told).sample - before)
     assert "1 LoRAs are fused into FluxTransformer2DModel's weights" in caplog.text
     assert "1 LoRAs are computed beside FluxTransformer2DModel's quantised weights" in caplog.text
-    plain, quantised = changes
+    plain = changes[0]
     assert plain.abs().max() > 0.1
-    assert (plain - quantised).abs().max() < 0.1 * plain.abs().max()
+    for quantised in changes[1:]:
+        assert (plain - quantised).abs().max() < 0.1 * plain.abs().max()
+    assert caplog.text.count("quantised weights") == 2
 
 
 def test_weights_kept_in_fp8_are_cast_after_what_is_added_to_them(world):
