@@ -20,6 +20,7 @@ from dino_ray.raster.source import ReadOptions, SourceInfo
 
 if TYPE_CHECKING:
     from dino_ray.diffusion.denoiser import Description
+    from dino_ray.diffusion.image_prompt_file import ImagePrompt
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,10 @@ MODEL_OPTIONS = (
         "dino",
         "dino_strength",
         "dino_adapter",
+        "lora",
+        "image_prompt",
     ),
+    *("image_prompt_of", "image_prompt_scale"),
     *("adaptive", "verify", "consistency", "color_lock", "seed", "dtype", "batch"),
     *("components", "vae", "allow_pickle"),
     *("quantize", "offload", "vae_tile", "fit"),
@@ -124,6 +128,12 @@ class Settings:
     export: ExportOptions
     shared: bool
     """Every node of the cluster sees the job directory under the same name."""
+
+    @property
+    def image_prompt(self) -> Literal["image", "tile"] | None:
+        """What an image prompt looks at; None: there is none."""
+        prompt = self.model_options.image_prompt
+        return prompt.of if prompt is not None and self.model is not None else None
 
     @property
     def fitted(self) -> dict[str, Any]:
@@ -299,6 +309,17 @@ def resolve(config: UpscaleConfig, *, planning: bool = False) -> Settings:
     return settings
 
 
+def _image_prompt(config: UpscaleConfig) -> ImagePrompt | None:
+    if config.image_prompt is None:
+        _refuse(
+            config, ("image_prompt_of", "image_prompt_scale"), "needs --image-prompt; name a model for it"
+        )
+        return None
+    from dino_ray.diffusion import image_prompt_file
+
+    return image_prompt_file.parse(config.image_prompt, config.image_prompt_of, config.image_prompt_scale)
+
+
 def _check_speed(config: UpscaleConfig, options: ModelOptions, steps: int) -> None:
     """Refuse ways to be faster that don't go with the sampling, or with this machine, if it is to do the work."""
     if config.step_cache > 0:
@@ -435,7 +456,7 @@ def _check_placement(config: UpscaleConfig) -> None:
 
 def _model_options(config: UpscaleConfig) -> ModelOptions:
     """What is to be done with the model; names as they mean the same on every machine that sees the same files."""
-    from dino_ray.diffusion import finding
+    from dino_ray.diffusion import finding, lora_file
 
     if config.controlnet is None:
         _refuse(config, CONTROL_OPTIONS, "has nothing to act on without --controlnet; leave it out")
@@ -451,6 +472,8 @@ def _model_options(config: UpscaleConfig) -> ModelOptions:
         if (value := getattr(config, name)) is not None
     }
     return ModelOptions(
+        loras=lora_file.parse(config.lora),
+        image_prompt=_image_prompt(config),
         **located,
         allow_pickle=config.allow_pickle,
         controlnet=config.controlnet,
