@@ -253,11 +253,11 @@ def _download(batch: Batch) -> None:
     if settings.model is None or batch.config.address not in ("local", "none"):
         return
     from dino_ray import hub
-    from dino_ray.diffusion import loading
+    from dino_ray.diffusion import downloading
     from dino_ray.dino import loading as dino_loading
 
     with hub.bars_shown() if sys.stderr.isatty() else contextlib.nullcontext():
-        loading.download(settings.model_place, settings.model_options)
+        downloading.download(settings.model_place, settings.model_options)
         if settings.dino is not None:
             dino_loading.fetch(settings.dino)
 

@@ -43,6 +43,14 @@ ColorLock = Annotated[Literal["wavelet", "adain", "off"], BeforeValidator(_on_or
 Depth = Annotated[Literal[8, 16], BeforeValidator(_number)]
 
 
+def _several(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Several = Annotated[tuple[str, ...], BeforeValidator(_several)]
+"""An option that may be given several times; in a file, a list."""
+
+
 Preset = Literal["conservative", "balanced", "creative"]
 
 PRESETS: Mapping[Preset, Mapping[str, float]] = {
@@ -202,6 +210,23 @@ class UpscaleConfig(BaseModel):
         min_length=1,
         description="File of an adapter that scripts/train_adapter.py trained, by which this model attends to DINO "
         "features. Default: none.",
+    )
+    lora: Several = Field(
+        default=(),
+        description="A LoRA and, after a colon, its weight: FILE.safetensors:0.8, or owner/name or "
+        "owner/name/FILE.safetensors of the hub. Give it again for another. Default: none.",
+    )
+    image_prompt: str | None = Field(
+        default=None,
+        min_length=1,
+        description="What lets the picture itself speak beside the prompt: an IP-Adapter's .safetensors file, or "
+        "FLUX.1 Redux's folder or hub id. Default: none.",
+    )
+    image_prompt_of: Literal["image", "tile"] = Field(
+        default="image", description="What it looks at: the whole image, or each tile for itself."
+    )
+    image_prompt_scale: float = Field(
+        default=1.0, gt=0, le=2, description="How much it says; 1 is what it was trained with."
     )
     seed: int = Field(default=0, ge=0, lt=2**64, description="Seed of the noise field.")
     wrap: Wrap = Field(

@@ -12,6 +12,7 @@ import numpy as np
 
 from dino_ray import __version__, hub, places
 from dino_ray.config import UpscaleConfig, option_name
+from dino_ray.diffusion.lora_file import local_path
 from dino_ray.errors import JobError, UsageError
 from dino_ray.resolve import NO_MODEL, Settings
 
@@ -48,6 +49,7 @@ _GIVEN = (
     *("threads", "page", "to_srgb"),
 )
 """Options as they were given."""
+_IMAGE_PROMPT = ("image_prompt", "image_prompt_of", "image_prompt_scale")
 
 _OF_MODEL = ("components", "vae")
 """Options of the model, as ``resolve`` has settled them."""
@@ -86,6 +88,8 @@ def of_pixels(
     return {
         **{option_name(name): getattr(settings, name) for name in _SETTLED},
         **{option_name(name): getattr(config, name) for name in _GIVEN},
+        "--lora": [f"{lora.location}:{lora.weight:g}" for lora in settings.model_options.loras],
+        **{option_name(name): getattr(config, name) for name in _IMAGE_PROMPT},
         **{option_name(name): getattr(settings.model_options, name) for name in _OF_MODEL},
         "--dtype": str(settings.dtype),
         "--quantize": settings.model_options.quantize,
@@ -103,20 +107,31 @@ def of_pixels(
                 settings.sketch,
             )
             if name
-        },
+        }
+        | {lora.location: of_weights(str(local_path(lora))) for lora in settings.model_options.loras}
+        | _image_prompt_weights(settings),
         "thresholds of DINO": _thresholds(settings.dino),
         "dino-ray": __version__,
         **{package: _version(package) for package in packages},
     }
 
 
+def _image_prompt_weights(settings: Settings) -> dict[str, str]:
+    prompt = settings.model_options.image_prompt
+    if prompt is None:
+        return {}
+    from dino_ray.diffusion import image_prompt_file
+
+    return {part: of_weights(str(path)) for part, path in image_prompt_file.files(prompt).items()}
+
+
 def _models(settings: Settings) -> list[str]:
     """All that the diffusion model's weights come from."""
     if settings.model_place == NO_MODEL:
         return [NO_MODEL]
-    from dino_ray.diffusion import loading
+    from dino_ray.diffusion import model_files
 
-    return loading.weight_places(settings.model_place, settings.model_options)
+    return model_files.weight_places(model_files.resolve(settings.model_place, settings.model_options))
 
 
 def _thresholds(dino: str | None) -> dict[str, Any] | None:

@@ -218,6 +218,7 @@ _TASK_SETTINGS = (
         "batch",
     ),
     *("dino_tokens", "dino_strength", "adaptive", "verify", "consistency", "color_lock"),
+    *("text_sees_source", "image_prompt"),
 )
 """Settings that a tile's pixels depend on, by the same name in ``Settings`` and ``ImageTask``."""
 

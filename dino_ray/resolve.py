@@ -20,6 +20,7 @@ from dino_ray.raster.source import ReadOptions, SourceInfo
 
 if TYPE_CHECKING:
     from dino_ray.diffusion.denoiser import Description
+    from dino_ray.diffusion.image_prompt_file import ImagePrompt
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,10 @@ MODEL_OPTIONS = (
         "dino",
         "dino_strength",
         "dino_adapter",
+        "lora",
+        "image_prompt",
     ),
+    *("image_prompt_of", "image_prompt_scale"),
     *("adaptive", "verify", "consistency", "color_lock", "seed", "dtype", "batch"),
     *("components", "vae", "allow_pickle"),
     *("quantize", "offload", "vae_tile", "fit"),
@@ -124,6 +128,12 @@ class Settings:
     export: ExportOptions
     shared: bool
     """Every node of the cluster sees the job directory under the same name."""
+
+    @property
+    def image_prompt(self) -> Literal["image", "tile"] | None:
+        """What an image prompt looks at; None: there is none."""
+        prompt = self.model_options.image_prompt
+        return prompt.of if prompt is not None and self.model is not None else None
 
     @property
     def fitted(self) -> dict[str, Any]:
@@ -211,10 +221,10 @@ def resolve(config: UpscaleConfig, *, planning: bool = False) -> Settings:
     if config.model == NO_MODEL:
         return _without_model(config)
     from dino_ray import fitting
-    from dino_ray.diffusion import keeping, loading
+    from dino_ray.diffusion import finding, keeping, loading
 
     options = _model_options(config)
-    place = loading.located(config.model)
+    place = finding.located(config.model)
     model = loading.describe(place, config.dino_adapter, options)
     if options.controlnet is not None and not model.takes_control:
         raise UsageError(f"--controlnet: the model {model.name} takes none; leave it out")
@@ -251,9 +261,9 @@ def resolve(config: UpscaleConfig, *, planning: bool = False) -> Settings:
     keeping.check(place, config.dtype, options, tile, here)
     dino, strength = _dino(config, model, denoise)
     sketch = loading.find_sketch(place, options) if strength > 0 else None
-    job = fitting.Job(tile, config.batch, sketch, dino, strength)
     kept = fitting.Kept(config.dtype, options)
     if denoise > 0:
+        job = fitting.Job(tile, config.batch, sketch, dino, strength)
         kept = fitting.settle(config, model, job, options, planning=planning)
         keeping.check(place, kept.dtype, kept.options, tile, here)
     half = tile // model.pixel_multiple // 2 * model.pixel_multiple  # the most that the plan allows
@@ -297,6 +307,17 @@ def resolve(config: UpscaleConfig, *, planning: bool = False) -> Settings:
     )
     _check_tiles(settings)
     return settings
+
+
+def _image_prompt(config: UpscaleConfig) -> ImagePrompt | None:
+    if config.image_prompt is None:
+        _refuse(
+            config, ("image_prompt_of", "image_prompt_scale"), "needs --image-prompt; name a model for it"
+        )
+        return None
+    from dino_ray.diffusion import image_prompt_file
+
+    return image_prompt_file.parse(config.image_prompt, config.image_prompt_of, config.image_prompt_scale)
 
 
 def _check_speed(config: UpscaleConfig, options: ModelOptions, steps: int) -> None:
@@ -435,7 +456,7 @@ def _check_placement(config: UpscaleConfig) -> None:
 
 def _model_options(config: UpscaleConfig) -> ModelOptions:
     """What is to be done with the model; names as they mean the same on every machine that sees the same files."""
-    from dino_ray.diffusion import loading
+    from dino_ray.diffusion import finding, lora_file
 
     if config.controlnet is None:
         _refuse(config, CONTROL_OPTIONS, "has nothing to act on without --controlnet; leave it out")
@@ -446,11 +467,13 @@ def _model_options(config: UpscaleConfig) -> ModelOptions:
             f"--control-end {config.control_end:g}: must lie after --control-start {config.control_start:g}"
         )
     located = {
-        name: loading.located(value, option_name(name))
+        name: finding.located(value, option_name(name))
         for name in ("components", "vae")
         if (value := getattr(config, name)) is not None
     }
     return ModelOptions(
+        loras=lora_file.parse(config.lora),
+        image_prompt=_image_prompt(config),
         **located,
         allow_pickle=config.allow_pickle,
         controlnet=config.controlnet,

@@ -83,7 +83,7 @@ def test_a_model_is_here_once_all_its_weights_are(tmp_path: Path, monkeypatch: p
         (snapshot / part / "config.json").touch()
     assert not model_files.is_present(repo)
     (snapshot / "tokenizer").mkdir()
-    for name in ("vocab.json", "merges.txt"):
+    for name in ("tokenizer_config.json", "vocab.json", "merges.txt"):
         (snapshot / "tokenizer" / name).touch()
     assert model_files.is_present(repo)
     assert presence.absent("sd15") is None

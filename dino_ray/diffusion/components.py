@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors import SafetensorError
 from dino_ray.diffusion import offload, single_file, storage
 from dino_ray.diffusion.denoiser import Description
 from dino_ray.diffusion.dtypes import TORCH
+from dino_ray.diffusion.lora import Loras
 from dino_ray.diffusion.model_options import Offload, Quantizer
 from dino_ray.diffusion.storage import Kept
 from dino_ray.errors import JobError
@@ -42,14 +44,24 @@ class PartFiles:
     """Its weights are pickles, and allowed to be."""
 
 
-CASTS_BY_ITS_WEIGHT = "wo"
-"""A layer of T5 whose type is asked for, to cast what goes in, before the layer can make it that it computes in."""
+CAST_BY_THEIR_WEIGHT = ("wo", "encoder_hid_proj")
+"""Layers of T5, and an IP-Adapter's first, whose type is asked for, to cast what goes in, before the layer can make it
+that it computes in."""
+
+Change = Callable[[Any], None]
+"""What is done to a component's weights: LoRAs and the like."""
 
 
-def load_model(files: PartFiles, kept: Kept, device: str) -> Any:
+def load_model(files: PartFiles, kept: Kept, device: str, change: Change | None = None) -> Any:
     """A component with weights, on ``device``.
 
-    Weights that are neither cast nor moved are mapped from their file, not copied: replicas of a machine share them.
+    Weights that are neither cast nor moved nor changed are mapped from their file, not copied: replicas of a machine
+    share them.
+
+    Parameters
+    ----------
+    change
+        Done on ``device``, where it is quick; but before weights are cast to fp8, which are too coarse to add to.
 
     Raises
     ------
@@ -58,10 +70,14 @@ def load_model(files: PartFiles, kept: Kept, device: str) -> Any:
     """
     with _explained(files.path):
         model = (_from_folder if files.config is None else _from_file)(files, kept, device)
-        if kept.fp8:
-            _cast_layerwise(model, compute_dtype(kept))
-        there = kept.package in storage.QUANTIZED_IN_PLACE and device != "cpu"
-        return model if there else model.to(device)
+        if device == "cpu" or kept.package not in storage.QUANTIZED_IN_PLACE:  # the others are there
+            model = model.to("cpu" if kept.fp8 else device)
+    if change is not None:
+        change(model)
+    if not kept.fp8:
+        return model
+    _cast_layerwise(model, compute_dtype(kept))
+    return model.to(device)
 
 
 def _from_folder(files: PartFiles, kept: Kept, device: str) -> Any:
@@ -106,7 +122,7 @@ def _cast_layerwise(model: Any, compute: torch.dtype) -> None:
         model,
         storage_dtype=torch.float8_e4m3fn,
         compute_dtype=compute,
-        skip_modules_pattern=(*DEFAULT_SKIP_MODULES_PATTERN, *own, *keep, CASTS_BY_ITS_WEIGHT),
+        skip_modules_pattern=(*DEFAULT_SKIP_MODULES_PATTERN, *own, *keep, *CAST_BY_THEIR_WEIGHT),
     )
 
 
@@ -173,6 +189,8 @@ class TextParts:
     kept: Mapping[str, Kept]
     """By component that has weights."""
     device: str
+    loras: Loras | None = None
+    """What changes their weights."""
     """Where they compute, and inputs go: a part that is offloaded has its weights elsewhere, or nowhere."""
     offload: Offload = "none"
 
@@ -196,8 +214,9 @@ class TextParts:
     def _load(self, name: str) -> Any:
         if name not in self.kept:
             return load_tokenizer(self.files[name])
+        change = None if self.loras is None else partial(self.loras.into, name)
         piecewise = self.offload in offload.PIECEWISE
-        model = load_model(self.files[name], self.kept[name], "cpu" if piecewise else self.device)
+        model = load_model(self.files[name], self.kept[name], "cpu" if piecewise else self.device, change)
         model.eval().requires_grad_(False)
         if piecewise:
             offload.piecewise(model, self.device, self.offload)

@@ -92,6 +92,17 @@ def resolve(model: str, options: ModelOptions = AS_PUBLISHED, option: str = "--m
     )
 
 
+def located(model: str, option: str = "--model") -> str:
+    """A name that means the same on every machine that sees the same files: an absolute path, or a hub id.
+
+    Raises
+    ------
+    UsageError
+        As ``resolve`` does.
+    """
+    return resolve(model, option=option).place
+
+
 def _companion(name: str) -> ModelRef:
     ref = _resolve(name, "--components")
     if ref.kind not in ("folder", "hub"):

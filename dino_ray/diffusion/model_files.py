@@ -16,7 +16,6 @@ from dino_ray.diffusion.finding import INDEX, ModelRef, resolve
 from dino_ray.diffusion.sources import (
     CONFIG,
     Source,
-    companion,
     config_folder,
     config_of,
     contents,
@@ -25,18 +24,18 @@ from dino_ray.diffusion.sources import (
     read_json,
     source_of,
 )
-from dino_ray.diffusion.weight_header import PICKLES, check_pickle
 from dino_ray.errors import DinoRayError, UsageError
 
 __all__ = [
     "COMPONENT_FILES",
+    "SHARDS",
     "Found",
     "ModelRef",
-    "check_tokenizers",
-    "check_weights",
+    "by_ref",
     "family_and_configs",
     "fetch",
     "fetch_tiny_vae",
+    "files_of",
     "find_tiny_vae",
     "in_single_file",
     "is_present",
@@ -48,7 +47,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-_SHARDS = ".safetensors.index.json"
+SHARDS = ".safetensors.index.json"
 
 _TEXT_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 _WEIGHTS = tuple(
@@ -62,16 +61,13 @@ for other programs besides, which would be downloaded for nothing."""
 _PICKLED_FILES = ("*.bin", *_TEXT_FILES)
 
 _VOCABULARIES = (
-    {"tokenizer.json"},
-    {"vocab.json", "merges.txt"},
-    {"spiece.model"},
-    {"tokenizer.model"},
+    {"tokenizer_config.json", "tokenizer.json"},
+    {"tokenizer_config.json", "vocab.json", "merges.txt"},
+    {"tokenizer_config.json", "spiece.model"},
+    {"tokenizer_config.json", "tokenizer.model"},
     {"preprocessor_config.json"},
 )
 """Files that make a tokenizer or a processor whole, one of these sets or another."""
-
-SINGLE_FILE_VAE = "AutoencoderKL"
-"""The one class of VAEs that diffusers reads from a single file, of those that are driven here."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +90,10 @@ def fetch(ref: ModelRef, parts: Iterable[str]) -> Mapping[str, Found]:
     Raises
     ------
     UsageError
-        As ``check_weights`` does, and where a download is impossible.
+        Where it is of configuration files alone, or a download is impossible.
     """
     made: dict[str, Found] = {}
-    for source_ref, wanted in _by_ref(ref, parts).items():
+    for source_ref, wanted in by_ref(ref, parts).items():
         if source_ref.kind == "file":
             for part in wanted:
                 at, folder = config_of(ref, part)
@@ -128,7 +124,7 @@ def in_single_file(ref: ModelRef, part: str) -> bool:
     return source_of(ref, part).ref.kind == "file"
 
 
-def _by_ref(ref: ModelRef, parts: Iterable[str]) -> Mapping[ModelRef, Mapping[str, Source]]:
+def by_ref(ref: ModelRef, parts: Iterable[str]) -> Mapping[ModelRef, Mapping[str, Source]]:
     """The sources of components, by the model that they come from: each is asked once for all of its own."""
     found: dict[ModelRef, dict[str, Source]] = {}
     for part in parts:
@@ -152,7 +148,7 @@ def _download(ref: ModelRef, wanted: Mapping[str, Source], pickled: frozenset[st
 def is_whole(folder: Path) -> bool:
     """Whether nothing of the component in a folder is missing, as far as names tell: a download may have broken off."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if indexes := [name for name in names if name.endswith(_SHARDS)]:
+    if indexes := [name for name in names if name.endswith(SHARDS)]:
         try:
             shards = [json.loads((folder / name).read_text())["weight_map"].values() for name in indexes]
         except (OSError, ValueError, KeyError):
@@ -163,72 +159,7 @@ def is_whole(folder: Path) -> bool:
     return any(files <= names for files in _VOCABULARIES)
 
 
-def check_weights(ref: ModelRef, components: Iterable[str]) -> None:
-    """See that every component has its weights as safetensors, reading none and downloading none.
-
-    Raises
-    ------
-    UsageError
-        Where a component has no weights, pickles only that are not allowed, or lacks some of its shards.
-    """
-    for source_ref, wanted in _by_ref(ref, components).items():
-        if source_ref.kind == "file":
-            _check_file(ref, source_ref, wanted)
-            continue
-        if published.holds(source_ref.location):
-            continue  # it stands in for a model whose weights are not here yet
-        files = _files(source_ref, wanted)
-        for part, source in wanted.items():
-            own = {name for name in files if str(PurePosixPath(name).parent) == (source.folder or ".")}
-            _check_component(source_ref, source.folder or part, own)
-            if source_ref.kind == "folder":
-                _check_shards(source_ref, own)
-
-
-def _check_file(ref: ModelRef, file: ModelRef, wanted: Iterable[str]) -> None:
-    held = contents(file)
-    if missing := [part for part in wanted if part not in held.parts]:
-        raise UsageError(
-            f"{file.asked}: holds no {missing[0]}, but {held.title}; give another file, or leave it out"
-        )
-    if "vae" in wanted:
-        cls = part_config(ref, "vae").get("_class_name")
-        if cls != SINGLE_FILE_VAE:
-            raise UsageError(
-                f"{file.asked}: the model's VAE is an {cls}, which is not read from a single file; give --vae a "
-                "diffusers folder or a hub id"
-            )
-
-
-def check_tokenizers(ref: ModelRef, parts: Iterable[str]) -> None:
-    """See that what a single file's model reads prompts with, which no file holds, can be had.
-
-    Raises
-    ------
-    UsageError
-        Where it can't.
-    """
-    if ref.kind != "file" or not (wanted := list(parts)):
-        return
-    other = companion(ref)
-    if published.holds(other.location):
-        return
-    if other.kind == "folder":
-        missing = [part for part in wanted if not is_whole(Path(other.location) / part)]
-    else:
-        here = other.repo.cached(INDEX, *(f"{part}/tokenizer_config.json" for part in wanted))
-        if here is not None and all(is_whole(here / part) for part in wanted):
-            return
-        names = hub.listing(other.repo, [f"{part}/*" for part in wanted])
-        missing = [part for part in wanted if not any(name.startswith(f"{part}/") for name in names)]
-    if missing:
-        raise UsageError(
-            f"{other.asked}: has no {missing[0]}/, and a single file holds no tokenizer; name a model of the same "
-            "kind with --components"
-        )
-
-
-def _files(ref: ModelRef, wanted: Mapping[str, Source]) -> frozenset[str]:
+def files_of(ref: ModelRef, wanted: Mapping[str, Source]) -> frozenset[str]:
     """Names of a model's files in some folders."""
     patterns = [source.inside("*") for source in wanted.values()]
     if ref.kind == "folder":
@@ -241,7 +172,7 @@ def _files(ref: ModelRef, wanted: Mapping[str, Source]) -> frozenset[str]:
 
 def _pickled(ref: ModelRef, wanted: Mapping[str, Source]) -> frozenset[str]:
     """Components that have pickles and no other weights."""
-    files = _files(ref, wanted)
+    files = files_of(ref, wanted)
 
     def has(source: Source, *suffixes: str) -> bool:
         return any(
@@ -254,30 +185,13 @@ def _pickled(ref: ModelRef, wanted: Mapping[str, Source]) -> frozenset[str]:
     )
 
 
-def _check_component(ref: ModelRef, component: str, files: set[str]) -> None:
-    if any(name.endswith(".safetensors") for name in files):
-        return
-    if pickles := sorted(name for name in files if name.endswith(PICKLES)):
-        check_pickle(pickles[0], ref.asked, ref.allow_pickle)
-        return
-    raise UsageError(f"{ref.asked}: no .safetensors file in {component}/; get the whole model again")
-
-
-def _check_shards(ref: ModelRef, files: set[str]) -> None:
-    for index in (name for name in files if name.endswith(_SHARDS)):
-        folder = PurePosixPath(index).parent
-        shards = set(read_json(ref, Path(ref.location), index).get("weight_map", {}).values())
-        if missing := sorted(shard for shard in shards if str(folder / shard) not in files):
-            raise UsageError(f"{ref.asked}: {folder / missing[0]} is missing; get the whole model again")
-
-
 def weight_places(ref: ModelRef) -> list[str]:
     """Names of all that a model's weights come from: paths, and hub ids."""
     if ref.kind != "file":
         return [each.place for each in (ref, ref.vae) if each is not None]
     family, configs = family_and_configs(ref)
     parts = (*family.parts, *family.text_parts(configs["index"]), *family.tokenizers)
-    return list(dict.fromkeys(source.place for source in _by_ref(ref, parts)))
+    return list(dict.fromkeys(source.place for source in by_ref(ref, parts)))
 
 
 def is_present(name: str) -> bool:

@@ -20,6 +20,8 @@ _COMFYUI_KINDS: Mapping[str, tuple[str, ...]] = {
     "--model": ("checkpoints", "diffusion_models", "unet", "diffusers"),
     "--components": ("diffusers",),
     "--vae": ("vae",),
+    "--lora": ("loras",),
+    "--image-prompt": ("ipadapter",),
 }
 """Folders in ComfyUI's ``models`` for what an option names."""
 

@@ -126,6 +126,68 @@ def original_checkpoint(folder: Path) -> dict[str, torch.Tensor]:
     return {prefix + name: value for prefix, named in parts.items() for name, value in named.items()}
 
 
+_FLUX2 = (
+    (r"^transformer_blocks", "double_blocks"),
+    (r"^single_transformer_blocks", "single_blocks"),
+    (r"^x_embedder", "img_in"),
+    (r"^context_embedder", "txt_in"),
+    (r"^proj_out", "final_layer.linear"),
+    (r"^norm_out.linear", "final_layer.adaLN_modulation.1"),
+    (r"^time_guidance_embed.timestep_embedder.linear_1", "time_in.in_layer"),
+    (r"^time_guidance_embed.timestep_embedder.linear_2", "time_in.out_layer"),
+    (r"^time_guidance_embed.guidance_embedder.linear_1", "guidance_in.in_layer"),
+    (r"^time_guidance_embed.guidance_embedder.linear_2", "guidance_in.out_layer"),
+    (r"(_modulation\w*)\.linear", r"\1.lin"),
+    (r"(double.*)attn\.norm_added_([qk])\.weight", r"\1txt_attn.norm.\2.scale"),
+    (r"(double.*)attn\.norm_([qk])\.weight", r"\1img_attn.norm.\2.scale"),
+    (r"(single.*)attn\.norm_([qk])\.weight", r"\1norm.\2.scale"),
+    (r"norm\.q\.scale", "norm.query_norm.scale"),
+    (r"norm\.k\.scale", "norm.key_norm.scale"),
+    (r"(double.*)attn\.to_out\.0", r"\1img_attn.proj"),
+    (r"(double.*)attn\.to_add_out", r"\1txt_attn.proj"),
+    (r"(double.*)attn\.(to_([qkv]))\.", r"\1img_attn.\3."),
+    (r"(double.*)attn\.(add_([qkv])_proj)\.", r"\1txt_attn.\3."),
+    (r"ff_context\.linear_in", "txt_mlp.0"),
+    (r"ff_context\.linear_out", "txt_mlp.2"),
+    (r"ff\.linear_in", "img_mlp.0"),
+    (r"ff\.linear_out", "img_mlp.2"),
+    (r"attn\.to_qkv_mlp_proj", "linear1"),
+    (r"(single.*)attn\.to_out", r"\1linear2"),
+)
+_Z_IMAGE = (
+    (r"all_(final_layer|x_embedder)\.2-1", r"\1"),
+    (r"attention\.to_out\.0", "attention.out"),
+    (r"attention\.norm_([qk])", r"attention.\1_norm"),
+    (r"attention\.to_([qkv])", r"attention.\1"),
+)
+
+
+def _renamed(tensors: dict[str, torch.Tensor], table: tuple[tuple[str, str], ...]) -> dict[str, torch.Tensor]:
+    """With names replaced, one rule after the other, and query, key and value as one."""
+    made, apart = {}, {}
+    for name, value in tensors.items():
+        for pattern, by in table:
+            name = re.sub(pattern, by, name)
+        if found := re.fullmatch(r"(.*(?:attn|attention))\.([qkv])\.(\w+)", name):
+            apart.setdefault(f"{found[1]}.qkv.{found[3]}", {})[found[2]] = value
+        else:
+            made[name] = value
+    return made | {name: torch.cat([part[letter] for letter in "qkv"]) for name, part in apart.items()}
+
+
+def original_flux2(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As Black Forest Labs names FLUX.2's, with the last layer's shift before its scale."""
+    made = _renamed(tensors, _FLUX2)
+    last = "final_layer.adaLN_modulation.1.weight"
+    scale, shift = made[last].chunk(2)
+    return made | {last: torch.cat([shift, scale])}
+
+
+def original_z_image(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As the authors of Z-Image name them."""
+    return _renamed(tensors, _Z_IMAGE)
+
+
 def save(path: Path, tensors: dict[str, torch.Tensor], **metadata: str) -> Path:
     """Write a safetensors file."""
     save_file({name: value.contiguous().clone() for name, value in tensors.items()}, path, metadata)

@@ -14,7 +14,7 @@ from tiny_stable_diffusion import make_tiny_stable_diffusion
 
 from dino_ray import hub, identity
 from dino_ray.config import UpscaleConfig
-from dino_ray.diffusion import loading, model_files
+from dino_ray.diffusion import downloading, finding, loading, model_files
 from dino_ray.diffusion.model_options import ModelOptions
 from dino_ray.errors import UsageError
 from dino_ray.loaders import replica_spec
@@ -66,7 +66,7 @@ def touch(path: Path) -> Path:
 
 def message(name: str, option: str = "--model") -> str:
     with pytest.raises(UsageError) as caught:
-        loading.located(name, option)
+        finding.located(name, option)
     text = str(caught.value)
     assert "\n" not in text
     assert text.startswith(f"{option} {name}")
@@ -96,14 +96,14 @@ def test_a_folder_is_found_there_as_well(places, monkeypatch, flux):
 def test_a_bare_name_is_found_in_a_comfyui(places, monkeypatch, kind, root):
     file = touch(places / "ComfyUI" / "models" / kind / "sub" / "model.safetensors")
     monkeypatch.setenv("COMFYUI_PATH", str(places / root))
-    assert loading.located("sub/model.safetensors") == str(file)
+    assert finding.located("sub/model.safetensors") == str(file)
     assert "no such file" in message("sub/model.safetensors", "--vae")
 
 
 def test_vaes_are_found_in_comfyuis_own_folder_for_them(places, monkeypatch):
     file = touch(places / "models" / "vae" / "ae.safetensors")
     monkeypatch.setenv("COMFYUI_PATH", str(places))
-    assert loading.located("ae", "--vae") == str(file)
+    assert finding.located("ae", "--vae") == str(file)
     assert "no such file" in message("ae")
 
 
@@ -118,8 +118,8 @@ def test_comfyuis_file_of_more_folders_is_read(places, monkeypatch):
         touch(places / "beside" / "u.gguf"),
     ]
     monkeypatch.setenv("COMFYUI_PATH", str(places / "comfy"))
-    assert loading.located("tune") == str(files[0])
-    assert loading.located("u.gguf") == str(files[1])
+    assert finding.located("tune") == str(files[0])
+    assert finding.located("u.gguf") == str(files[1])
     (places / "comfy" / "extra_model_paths.yaml").write_text("a: [")
     assert "no such file" in message("tune")
 
@@ -131,7 +131,7 @@ def test_a_path_wins_over_everything_and_libraries_are_not_searched_for_one(plac
         assert "no such file" in message(path)
     here = touch(places / "here" / "tune.safetensors")
     for path in ("tune.safetensors", "./tune.safetensors", str(here)):
-        assert loading.located(path) == str(here)
+        assert finding.located(path) == str(here)
 
 
 def test_a_name_that_is_nowhere_says_where_it_was_looked_for(places, monkeypatch):
@@ -152,19 +152,19 @@ def test_a_name_that_means_several_lists_them(places, monkeypatch):
     assert "means 3 models" in text
     assert all(str(file) in text for file in files)
     assert "means 2 models" in message("tune.safetensors")
-    assert loading.located("tune.gguf") == str(files[1])
+    assert finding.located("tune.gguf") == str(files[1])
     (places / "b" / "tune.safetensors").unlink()
     (places / "b" / "tune.safetensors").symlink_to(files[0])
-    assert loading.located("tune.safetensors") == str(files[0])  # one file by two names
+    assert finding.located("tune.safetensors") == str(files[0])  # one file by two names
 
 
 def test_a_pickle_is_found_only_for_want_of_another_file(places, monkeypatch):
     (places / "a").mkdir()
     (places / "a" / "tune.ckpt").touch()
     monkeypatch.setenv("DINO_RAY_MODELS", str(places / "a"))
-    assert loading.located("tune") == str(places / "a" / "tune.ckpt")
+    assert finding.located("tune") == str(places / "a" / "tune.ckpt")
     file = touch(places / "a" / "tune.safetensors")
-    assert loading.located("tune") == str(file)
+    assert finding.located("tune") == str(file)
 
 
 # The cache
@@ -175,7 +175,7 @@ def test_a_hub_id_in_the_cache_asks_no_network(places, flux):
     assert loading.describe("someone/tiny").name == "someone/tiny"
     loading.load("someone/tiny", "cpu")
     assert loading.encode_text("someone/tiny", "a fox")
-    assert loading.located("tiny") == "someone/tiny"
+    assert finding.located("tiny") == "someone/tiny"
     put_in_cache(places, "another/tiny", flux)
     assert "another/tiny, someone/tiny" in message("tiny")
 
@@ -187,7 +187,7 @@ def test_a_revision_is_another_model(places, flux, sd):
     for revision in ("v2", OTHER):
         name = f"someone/tiny@{revision}"
         assert loading.describe(name).family == "sd"
-        assert loading.located(name) == name
+        assert finding.located(name) == name
         assert OTHER in identity.of_weights(name)
     assert COMMIT in identity.of_weights("someone/tiny")
 
@@ -230,11 +230,11 @@ def test_what_a_broken_download_has_left_out_is_fetched(places, flux, monkeypatc
         return str(cached)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    loading.download("someone/tiny")
+    downloading.download("someone/tiny")
     assert any(pattern.startswith(lost.partition("/")[0]) for pattern in fetched)
     assert model_files.is_present("someone/tiny")
     fetched.clear()
-    loading.download("someone/tiny")
+    downloading.download("someone/tiny")
     assert fetched == []
 
 
@@ -271,7 +271,7 @@ def test_other_types_of_the_same_weights_are_not_downloaded(flux, monkeypatch):
         )
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    loading.download("flux-dev")
+    downloading.download("flux-dev")
 
     def wanted(name):
         return any(fnmatch.fnmatch(name, pattern) for pattern in asked)
@@ -316,7 +316,7 @@ def test_downloads_draw_bars_only_where_they_are_asked_to(flux, monkeypatch, sho
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     before = are_progress_bars_disabled()
     with hub.bars_shown() if shown else contextlib.nullcontext():
-        loading.download("flux-dev")
+        downloading.download("flux-dev")
     assert seen
     assert set(seen) == {shown}
     assert are_progress_bars_disabled() == before

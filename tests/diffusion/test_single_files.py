@@ -13,14 +13,19 @@ import torch
 from single_files import (
     header_only,
     original_checkpoint,
+    original_flux2,
     original_unet,
     original_vae,
+    original_z_image,
     save,
     save_gguf,
     weights,
 )
 from tiny import make_tiny_flux
+from tiny_flows import make_tiny
+from tiny_qwen_image import make_tiny_qwen_image
 from tiny_stable_diffusion import make_tiny_stable_diffusion
+from tiny_z_image import make_tiny_z_image
 
 from dino_ray.diffusion import checkpoint, loading, model_files
 from dino_ray.diffusion.denoiser import Conditioning
@@ -299,6 +304,27 @@ def test_a_vaes_own_configuration_goes_with_it(sd, tmp_path):
     assert made._vae._factor == 0.5
 
 
+FLOWS = {
+    "sd3": lambda folder: make_tiny(folder, "sd3"),
+    "flux2-dev": lambda folder: make_tiny(folder, "flux2-dev"),
+    "qwen-image": lambda folder: make_tiny_qwen_image(folder),
+    "z-image": lambda folder: make_tiny_z_image(folder),
+}
+
+
+@pytest.mark.parametrize("kind", FLOWS)
+def test_other_families_transformers_are_read_from_a_single_file(kind, tmp_path):
+    folder = FLOWS[kind](tmp_path / kind)
+    tensors = weights(folder, "transformer")
+    options = ModelOptions(components=str(folder))
+    theirs = loading.load(str(folder), "cpu", "float32")
+    authors = {"flux2-dev": original_flux2, "z-image": original_z_image}.get(kind, lambda named: named)
+    for named in (tensors, {UNET + name: value for name, value in authors(tensors).items()}):
+        file = save(tmp_path / "x.safetensors", named)
+        loading.describe(str(file), options=options)
+        assert_same_weights(loading.load(str(file), "cpu", "float32", options=options), theirs)
+
+
 # Refusals
 
 
@@ -430,7 +456,10 @@ def test_all_that_weights_come_from_is_named(sd, flux, tmp_path):
     shutil.copytree(flux / "vae", vae)
 
     def places(model, **options):
-        return {Path(place).name for place in loading.weight_places(str(model), ModelOptions(**options))}
+        return {
+            Path(place).name
+            for place in model_files.weight_places(model_files.resolve(str(model), ModelOptions(**options)))
+        }
 
     assert places(whole, components=str(sd)) == {"x.safetensors", "sd"}  # whose tokenizer it needs
     assert places(core, components=str(flux), vae=str(vae)) == {"y.safetensors", "flux", "vae"}
