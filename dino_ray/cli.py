@@ -32,7 +32,7 @@ from dino_ray.terminal import (
 
 if TYPE_CHECKING:
     from dino_ray.batch import Batch
-    from dino_ray.resolve import Settings
+    from dino_ray.settings import Settings
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

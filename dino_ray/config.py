@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -431,6 +431,13 @@ def _yaml_loader() -> Any:
 def option_name(field: str) -> str:
     """The command line's spelling of a field: ``dino_strength`` → ``--dino-strength``."""
     return "--" + field.replace("_", "-")
+
+
+def refuse_given(config: UpscaleConfig, fields: Sequence[str], why: str) -> None:
+    """Refuse options that were given another value than their default, and would be ignored."""
+    for field in fields:
+        if getattr(config, field) != UpscaleConfig.model_fields[field].default:
+            raise UsageError(f"{option_name(field)} {why}")
 
 
 def _first_fault(error: ValidationError, where: str) -> str:

@@ -14,7 +14,8 @@ from dino_ray import __version__, hub, places
 from dino_ray.config import UpscaleConfig, option_name
 from dino_ray.diffusion.lora_file import local_path
 from dino_ray.errors import JobError, UsageError
-from dino_ray.resolve import NO_MODEL, Settings
+from dino_ray.resolve import NO_MODEL
+from dino_ray.settings import Settings
 
 _SETTLED = (
     *(

@@ -39,7 +39,7 @@ from dino_ray.report.logs import EventLog
 from dino_ray.report.roster import Roster
 from dino_ray.report.run import Bookkeeper, UpscaleReport
 from dino_ray.request import Image
-from dino_ray.resolve import Settings
+from dino_ray.settings import Settings
 from dino_ray.standing import Standing, kept_if_cut_short, told_if_interrupted
 
 log = logging.getLogger(__name__)

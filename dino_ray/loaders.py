@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from dino_ray.config import UpscaleConfig
-from dino_ray.resolve import Settings
+from dino_ray.settings import Settings
 
 if TYPE_CHECKING:
     from dino_ray.diffusion.denoiser import Denoiser

@@ -28,7 +28,7 @@ from dino_ray.raster.source import Source, ingest, ingest_array, needs_bytes, op
 from dino_ray.raster.wrapped import Wrapped
 from dino_ray.report.run import UpscaleReport
 from dino_ray.request import Image
-from dino_ray.resolve import Settings
+from dino_ray.settings import Settings
 
 if TYPE_CHECKING:
     from dino_ray.engine.protocol import Readable

@@ -19,7 +19,8 @@ from dino_ray.inputs import Input, outputs
 from dino_ray.places import is_url
 from dino_ray.raster.export import default_suffix
 from dino_ray.request import Image, check_file
-from dino_ray.resolve import Settings, resolve
+from dino_ray.resolve import resolve
+from dino_ray.settings import Settings
 
 
 @dataclass(frozen=True)

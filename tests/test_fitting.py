@@ -21,7 +21,8 @@ from dino_ray.diffusion import fit, gpu_memory, metering, model_files, published
 from dino_ray.diffusion.dtypes import Dtypes
 from dino_ray.errors import UsageError
 from dino_ray.loaders import replica_spec
-from dino_ray.resolve import Settings, resolve
+from dino_ray.resolve import resolve
+from dino_ray.settings import Settings
 
 FLUX = str(published.folder("flux-dev"))
 

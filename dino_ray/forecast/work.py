@@ -13,7 +13,7 @@ from dino_ray.forecast.memory import Shape
 from dino_ray.places import is_url
 from dino_ray.raster.source import needs_bytes, stored_bytes
 from dino_ray.request import Image
-from dino_ray.resolve import Settings
+from dino_ray.settings import Settings
 
 BY_BLOCKS = ("tif", "tiff", "ome.zarr", "ome-zarr")
 """How the names of formats end, and of their files, that are written block by block."""
