@@ -189,9 +189,9 @@ class TextParts:
     kept: Mapping[str, Kept]
     """By component that has weights."""
     device: str
+    """Where they compute, and inputs go: a part that is offloaded has its weights elsewhere, or nowhere."""
     loras: Loras | None = None
     """What changes their weights."""
-    """Where they compute, and inputs go: a part that is offloaded has its weights elsewhere, or nowhere."""
     offload: Offload = "none"
 
     @contextmanager
