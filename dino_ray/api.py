@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dino_ray.engine.protocol import JobEvent, Listener
     from dino_ray.raster.canvas import Canvas
     from dino_ray.request import Image
-    from dino_ray.resolve import Settings
+    from dino_ray.settings import Settings
 
 FILE_OPTIONS = ("format", "quality", "compression", "pyramid")
 """Options of what the command writes."""

@@ -21,7 +21,8 @@ from dino_ray.raster.source import probe
 from dino_ray.report.pictures import draw, picture_places
 from dino_ray.report.run import UpscaleReport
 from dino_ray.request import Image, check_file
-from dino_ray.resolve import Settings, resolve
+from dino_ray.resolve import resolve
+from dino_ray.settings import Settings
 from dino_ray.standing import Standing
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ from dino_ray.terminal import (
 
 if TYPE_CHECKING:
     from dino_ray.batch import Batch
-    from dino_ray.resolve import Settings
+    from dino_ray.settings import Settings
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -148,6 +149,7 @@ def _run(batch: Batch, progress: str, log: str | None, started: float) -> int:
     """Work on a checked batch and say what came of it; returns the exit code."""
     if progress == "auto" and batch.images:
         _introduce(batch.settings)
+        _download(batch)
 
     def finished(image: Any, canvas: Any, report: Any) -> None:
         if progress == "auto":
@@ -219,16 +221,21 @@ def doctor(address: str) -> int:
 
 
 @main.command()
+@click.option("--json", "as_json", is_flag=True, help="As a JSON list.")
 @command
-def models() -> None:
+def models(as_json: bool) -> None:
     """List the models that can be named, and what each needs."""
-    from dino_ray.diffusion.catalogue import KNOWN
+    from dino_ray.models import MORE, NOTE, rows, table
 
-    for known in KNOWN:
-        click.echo(
-            f"{known.alias:14}{known.repo or ''}\n{'':14}needs {known.needs}\n{'':14}licence: {known.licence}\n"
-        )
-    click.echo("--model also takes a folder with model_index.json, or any hub id of a FLUX.1 model.")
+    listed = rows()
+    if as_json:
+        click.echo(json.dumps([row.to_dict() for row in listed], indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print(table(listed, console.width))
+    console.print(f"\n{NOTE}\n{MORE}", markup=False)
 
 
 @main.group()
@@ -264,6 +271,21 @@ def _introduce(settings: Settings) -> None:
             "For a real one: --model flux-schnell (see dino-ray models).",
             err=True,
         )
+
+
+def _download(batch: Batch) -> None:
+    """Fetch what is not here of the models, with its progress shown. A cluster's machines fetch their own, quietly."""
+    settings = batch.settings
+    if settings.model is None or batch.config.address not in ("local", "none"):
+        return
+    from dino_ray import hub
+    from dino_ray.diffusion import downloading
+    from dino_ray.dino import loading as dino_loading
+
+    with hub.bars_shown() if sys.stderr.isatty() else contextlib.nullcontext():
+        downloading.download(settings.model_place, settings.model_options)
+        if settings.dino is not None:
+            dino_loading.fetch(settings.dino)
 
 
 main.add_command(submit)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -33,9 +33,22 @@ def _on_or_off(value: Any) -> Any:
     return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
 
+def _fit(value: Any) -> Any:
+    """YAML takes a bare off for a truth value."""
+    return "off" if value is False else value
+
+
 Wrap = Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)]
 ColorLock = Annotated[Literal["wavelet", "adain", "off"], BeforeValidator(_on_or_off)]
 Depth = Annotated[Literal[8, 16], BeforeValidator(_number)]
+
+
+def _several(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Several = Annotated[tuple[str, ...], BeforeValidator(_several)]
+"""An option that may be given several times; in a file, a list."""
 
 
 Preset = Literal["conservative", "balanced", "creative"]
@@ -64,7 +77,23 @@ class UpscaleConfig(BaseModel):
         default="bundled",
         min_length=1,
         description="Who refines the tiles: bundled, none (the base alone), an alias such as flux-schnell, "
-        "a hub id, or a folder of a FLUX.1 model.",
+        "a hub id with @revision or without, a diffusers folder, or a .safetensors or GGUF file; names of files and "
+        "folders are also looked for in DINO_RAY_MODELS, in the Hugging Face cache and in COMFYUI_PATH.",
+    )
+    components: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Model that has what a single file given as --model lacks: VAE, text encoders, tokenizers, "
+        "configuration. An alias, a hub id or a diffusers folder. Default: the published model of the file's kind.",
+    )
+    vae: str | None = Field(
+        default=None,
+        min_length=1,
+        description="File, folder or hub id of a VAE to use instead of the model's own. Default: the model's own.",
+    )
+    allow_pickle: bool = Field(
+        default=False,
+        description="Read weights from .ckpt, .pt, .pth and .bin files too: such a file can run any code.",
     )
     base: Literal["auto", "net", "lanczos"] = Field(
         default="auto",
@@ -182,6 +211,23 @@ class UpscaleConfig(BaseModel):
         description="File of an adapter that scripts/train_adapter.py trained, by which this model attends to DINO "
         "features. Default: none.",
     )
+    lora: Several = Field(
+        default=(),
+        description="A LoRA and, after a colon, its weight: FILE.safetensors:0.8, or owner/name or "
+        "owner/name/FILE.safetensors of the hub. Give it again for another. Default: none.",
+    )
+    image_prompt: str | None = Field(
+        default=None,
+        min_length=1,
+        description="What lets the picture itself speak beside the prompt: an IP-Adapter's .safetensors file, or "
+        "FLUX.1 Redux's folder or hub id. Default: none.",
+    )
+    image_prompt_of: Literal["image", "tile"] = Field(
+        default="image", description="What it looks at: the whole image, or each tile for itself."
+    )
+    image_prompt_scale: float = Field(
+        default=1.0, gt=0, le=2, description="How much it says; 1 is what it was trained with."
+    )
     seed: int = Field(default=0, ge=0, lt=2**64, description="Seed of the noise field.")
     wrap: Wrap = Field(
         default="auto",
@@ -243,6 +289,13 @@ class UpscaleConfig(BaseModel):
         description="Side of the windows that the VAE works in, in pixels of the result, to need less memory. Default: "
         "whole tiles, until memory runs out.",
     )
+    fit: Annotated[
+        str, BeforeValidator(_fit), Field(pattern=r"^(auto|off|\d+(\.\d+)?\s*([GMgm][Ii]?[Bb]?))$")
+    ] = Field(
+        default="auto",
+        description="Settles what --dtype, --quantize, --offload and --vae-tile leave open, so that a model fits a "
+        "GPU's memory, with the least harm: that which is free here, or as much as is named, such as 24GB.",
+    )
     compile: bool = Field(
         default=False,
         description="Compile the model's blocks before the first tile: minutes once, kept for later runs; then each "
@@ -258,7 +311,7 @@ class UpscaleConfig(BaseModel):
         ge=0,
         le=1,
         description="Skip most of a step where the model's first block changed by less than this since the last: 0.1 "
-        "saves about half of 8 steps and more, and costs some detail; 0 is off. For FLUX.1.",
+        "saves about half of 8 steps and more, and costs some detail; 0 is off. For FLUX.1 and Qwen-Image.",
     )
     workers: Annotated[
         Workers, BeforeValidator(Workers.parse), PlainSerializer(lambda workers: workers.plain)
@@ -380,6 +433,13 @@ def option_name(field: str) -> str:
     return "--" + field.replace("_", "-")
 
 
+def refuse_given(config: UpscaleConfig, fields: Sequence[str], why: str) -> None:
+    """Refuse options that were given another value than their default, and would be ignored."""
+    for field in fields:
+        if getattr(config, field) != UpscaleConfig.model_fields[field].default:
+            raise UsageError(f"{option_name(field)} {why}")
+
+
 def _first_fault(error: ValidationError, where: str) -> str:
     fault = error.errors()[0]
     name = str(fault["loc"][0])
@@ -396,6 +456,8 @@ def _first_fault(error: ValidationError, where: str) -> str:
     if name == "dtype":
         reason = fault["msg"].removeprefix("Value error, ")
         return f"{prefix}{option} {fault['input']}: {reason}; give {Dtypes.SYNTAX}"
+    if name == "fit":
+        return f"{prefix}{option} must be auto, off or a size such as 24GB, not {fault['input']!r}"
     if fault["type"] == "string_too_short":
         return f"{prefix}{option} must not be empty"
     message = fault["msg"].removeprefix("Input should be ").split(", unable")[0]

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from dino_ray import __version__, places
+from dino_ray import __version__, hub, places
 from dino_ray.config import UpscaleConfig, option_name
+from dino_ray.diffusion.lora_file import local_path
 from dino_ray.errors import JobError, UsageError
-from dino_ray.resolve import Settings
+from dino_ray.resolve import NO_MODEL
+from dino_ray.settings import Settings
 
 _SETTLED = (
     *(
@@ -48,11 +50,18 @@ _GIVEN = (
     *("threads", "page", "to_srgb"),
 )
 """Options as they were given."""
+_IMAGE_PROMPT = ("image_prompt", "image_prompt_of", "image_prompt_scale")
+
+_OF_MODEL = ("components", "vae")
+"""Options of the model, as ``resolve`` has settled them."""
 
 _SOFTWARE = ("numpy", "pyvips-binary")
 _MODEL_SOFTWARE = ("torch", "diffusers", "transformers")
 
 _READ_BYTES = 2**20
+_HASHED_BYTES = 2**28
+"""Weights of up to this size are hashed, which takes under a second."""
+_WEIGHT_SUFFIXES = (".safetensors", ".json", ".bin")
 _REMOTE_FACTS = ("size", "ETag", "LastModified", "last_modified", "mtime", "md5Hash", "Content-MD5")
 """What file systems behind URLs say of a file that changes when the file does."""
 
@@ -80,6 +89,9 @@ def of_pixels(
     return {
         **{option_name(name): getattr(settings, name) for name in _SETTLED},
         **{option_name(name): getattr(config, name) for name in _GIVEN},
+        "--lora": [f"{lora.location}:{lora.weight:g}" for lora in settings.model_options.loras],
+        **{option_name(name): getattr(config, name) for name in _IMAGE_PROMPT},
+        **{option_name(name): getattr(settings.model_options, name) for name in _OF_MODEL},
         "--dtype": str(settings.dtype),
         "--quantize": settings.model_options.quantize,
         "--vae-tile": settings.model_options.vae_tile,
@@ -89,18 +101,38 @@ def of_pixels(
         "weights": {
             name: of_weights(name)
             for name in (
-                config.model,
+                *_models(settings),
                 config.controlnet,
                 settings.dino,
                 settings.dino_adapter,
                 settings.sketch,
             )
             if name
-        },
+        }
+        | {lora.location: of_weights(str(local_path(lora))) for lora in settings.model_options.loras}
+        | _image_prompt_weights(settings),
         "thresholds of DINO": _thresholds(settings.dino),
         "dino-ray": __version__,
         **{package: _version(package) for package in packages},
     }
+
+
+def _image_prompt_weights(settings: Settings) -> dict[str, str]:
+    prompt = settings.model_options.image_prompt
+    if prompt is None:
+        return {}
+    from dino_ray.diffusion import image_prompt_file
+
+    return {part: of_weights(str(path)) for part, path in image_prompt_file.files(prompt).items()}
+
+
+def _models(settings: Settings) -> list[str]:
+    """All that the diffusion model's weights come from."""
+    if settings.model_place == NO_MODEL:
+        return [NO_MODEL]
+    from dino_ray.diffusion import model_files
+
+    return model_files.weight_places(model_files.resolve(settings.model_place, settings.model_options))
 
 
 def _thresholds(dino: str | None) -> dict[str, Any] | None:
@@ -151,16 +183,24 @@ def _of_remote(url: str) -> str:
 def of_weights(model: str) -> str:
     """What tells a folder or a file of weights from its own earlier state; of a hub's model, its commit."""
     folder = Path(model).expanduser()
-    if folder.suffix == ".safetensors" and folder.is_file():
-        return f"of SHA-256 {hashlib.sha256(folder.read_bytes()).hexdigest()[:16]}"
+    if folder.is_file():
+        return _of_file(folder)
     if folder.is_dir():
         digest = hashlib.sha256()
         for path in sorted(folder.rglob("*")):
-            if path.suffix in (".safetensors", ".json") and path.is_file():
+            if path.suffix in _WEIGHT_SUFFIXES and path.is_file():
                 facts = path.stat()
                 digest.update(f"{path.relative_to(folder)} {facts.st_size} {facts.st_mtime_ns}\n".encode())
         return f"of state {digest.hexdigest()[:16]}"
     return _commit(model) or model
+
+
+def _of_file(path: Path) -> str:
+    """By its content, or what tells that it changed where reading it would take a minute."""
+    facts = path.stat()
+    if facts.st_size > _HASHED_BYTES:
+        return f"of {facts.st_size} bytes, changed at {facts.st_mtime_ns} ns"
+    return f"of SHA-256 {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
 
 
 def _commit(repo: str) -> str | None:
@@ -168,16 +208,11 @@ def _commit(repo: str) -> str | None:
     from dino_ray.diffusion import catalogue
     from dino_ray.dino import loading as dino_loading
 
-    repo = catalogue.ALIASES.get(repo) or dino_loading.ALIASES.get(repo, repo)
-    if "/" not in repo:
+    found = hub.parse(catalogue.ALIASES.get(repo) or dino_loading.ALIASES.get(repo, repo))
+    if found is None:
         return None  # it ships with the package, whose version is noted
-    import huggingface_hub
-
-    for name in ("model_index.json", "config.json"):
-        cached = huggingface_hub.try_to_load_from_cache(repo, name)
-        if isinstance(cached, str):
-            return f"of commit {Path(cached).parent.name}"
-    return None
+    folder = found.cached("model_index.json", "config.json")
+    return None if folder is None else f"of commit {folder.name}"
 
 
 def _version(package: str) -> str:

@@ -40,7 +40,7 @@ from dino_ray.report.logs import EventLog
 from dino_ray.report.roster import Roster
 from dino_ray.report.run import Bookkeeper, UpscaleReport
 from dino_ray.request import Image
-from dino_ray.resolve import Settings
+from dino_ray.settings import Settings
 from dino_ray.standing import Standing, kept_if_cut_short, told_if_interrupted
 
 log = logging.getLogger(__name__)
@@ -225,6 +225,7 @@ _TASK_SETTINGS = (
         "batch",
     ),
     *("dino_tokens", "dino_strength", "adaptive", "verify", "consistency", "color_lock"),
+    *("text_sees_source", "image_prompt"),
 )
 """Settings that a tile's pixels depend on, by the same name in ``Settings`` and ``ImageTask``."""
 

@@ -7,12 +7,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from dino_ray.config import UpscaleConfig
-from dino_ray.resolve import Settings
+from dino_ray.settings import Settings
 
 if TYPE_CHECKING:
     from dino_ray.diffusion.denoiser import Denoiser
     from dino_ray.diffusion.dtypes import Dtypes
     from dino_ray.diffusion.families.family import Picture
+    from dino_ray.diffusion.image_prompt import ImageEncoder
     from dino_ray.diffusion.model_options import ModelOptions
     from dino_ray.dino.loading import Dino
     from dino_ray.engine.protocol import ReplicaSpec, TextArrays
@@ -24,7 +25,7 @@ def replica_spec(config: UpscaleConfig, settings: Settings) -> ReplicaSpec:
     """How each replica loads the models that these settings need."""
     from dino_ray.engine.protocol import ReplicaSpec
 
-    model, device = config.model, config.device
+    model, device = settings.model_place, config.device
     takes_text = settings.model is not None and settings.model.takes_text
     return ReplicaSpec(
         upsampler=partial(_load_upsampler, settings.base, device),
@@ -42,6 +43,9 @@ def replica_spec(config: UpscaleConfig, settings: Settings) -> ReplicaSpec:
         dino=partial(_load_dino, settings.dino, device) if settings.dino else None,
         text=partial(_encode_text, model, device, settings.dtype, settings.model_options)
         if takes_text
+        else None,
+        image=partial(_load_image_encoder, settings.model_options, device, settings.dtype)
+        if settings.image_prompt
         else None,
         captioner=partial(_find_captioner, settings.captioner) if settings.captioner else None,
         threads=config.threads,
@@ -65,6 +69,13 @@ def _load_denoiser(
     from dino_ray.diffusion import loading
 
     return loading.load(model, device, dtype, adapter, sketch=sketch, options=options)
+
+
+def _load_image_encoder(options: ModelOptions, device: str, dtype: Dtypes) -> ImageEncoder:
+    from dino_ray.diffusion import loading
+
+    assert options.image_prompt is not None
+    return loading.load_image_encoder(options.image_prompt, device, dtype)
 
 
 def _load_dino(name: str, device: str) -> Dino:

@@ -28,7 +28,7 @@ from dino_ray.raster.source import Source, ingest, ingest_array, needs_bytes, op
 from dino_ray.raster.wrapped import Wrapped
 from dino_ray.report.run import UpscaleReport
 from dino_ray.request import Image
-from dino_ray.resolve import Settings
+from dino_ray.settings import Settings
 
 if TYPE_CHECKING:
     from dino_ray.engine.protocol import Readable
@@ -100,10 +100,10 @@ def open_job(
     if image.output is not None and places.is_url(image.output):
         uploads.check_writable(image.output)
     if image.place is None:
-        return _fill(JobFolder.temporary(_manifest(image, config, {})), image, settings, stop)
+        return _fill(JobFolder.temporary(_manifest(image, config, settings, {})), image, settings, stop)
     depth = 8 * np.dtype(image.dtype).itemsize
     pixels = identity.of_pixels(image.source, config, settings, depth, image.grid.wrap, stop)
-    manifest = replace(_manifest(image, config, pixels), report=report, several=several)
+    manifest = replace(_manifest(image, config, settings, pixels), report=report, several=several)
     folder = JobFolder.open(image.place, manifest, existing)
     note = folder.manifest.finished
     if note is not None:
@@ -206,12 +206,13 @@ def _size(n_bytes: int) -> str:
     return f"{n_bytes / 1e9:,.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:,.1f} MB"
 
 
-def _manifest(image: Image, config: UpscaleConfig, pixels: dict[str, object]) -> Manifest:
+def _manifest(image: Image, config: UpscaleConfig, settings: Settings, pixels: dict[str, object]) -> Manifest:
     return Manifest(
         source=image.source if isinstance(image.source, str) else image.name,
         output=image.output or "",
         cwd=os.getcwd(),
-        config={name: getattr(config, name) for name in sorted(config.model_fields_set)},
+        # What the memory of the day decided is to be the same when the job goes on.
+        config={**config.model_dump(mode="json", include=config.model_fields_set), **settings.fitted},
         pixels=pixels,
     )
 

@@ -51,7 +51,7 @@ def typed_options(*names: str) -> Callable[[Any], Any]:
         @functools.wraps(function)
         def run(*args: Any, **kwargs: Any) -> Any:
             given = {name: kwargs.pop(name) for name in names}
-            typed = {name: value for name, value in given.items() if value is not None}
+            typed = {name: value for name, value in given.items() if value is not None and value != ()}
             return function(*args, typed=typed, **kwargs)
 
         for name in reversed(names):
@@ -69,11 +69,13 @@ def _option(name: str) -> Callable[[Any], Any]:
     if annotation == bool | None:
         both = f"{option}/--no-{option.removeprefix('--')}"
         return click.option(both, name, default=None, help=field.description)
+    several = get_origin(annotation) is tuple
     shown = field.default
-    if shown is None:
+    if shown is None or several:
         shown = "" if "Default" in (field.description or "") else "what suits the model"
     default = f"  [default: {shown}]" if shown != "" else ""
-    return click.option(option, name, metavar=_metavar(annotation), help=f"{field.description}{default}")
+    help_text = f"{field.description}{default}"
+    return click.option(option, name, metavar=_metavar(annotation), help=help_text, multiple=several)
 
 
 def _metavar(annotation: Any) -> str:
@@ -91,6 +93,8 @@ def _metavar(annotation: Any) -> str:
 def _parts(annotation: Any) -> Iterator[Any]:
     """The members of a union, without what annotates them."""
     if get_origin(annotation) is Annotated:
+        yield from _parts(get_args(annotation)[0])
+    elif get_origin(annotation) is tuple:  # of any length: given once for each
         yield from _parts(get_args(annotation)[0])
     elif get_origin(annotation) in (Union, UnionType):
         for part in get_args(annotation):

@@ -19,7 +19,8 @@ from dino_ray.inputs import Input, outputs
 from dino_ray.places import is_url
 from dino_ray.raster.export import default_suffix
 from dino_ray.request import Image, check_file
-from dino_ray.resolve import Settings, resolve
+from dino_ray.resolve import resolve
+from dino_ray.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,12 @@ class JobPreview:
     """The most pixels of tiles in the store: those that wait for a merge, and those in flight."""
     peak_rss_mb: Mapping[str, float]
     """The largest process of each role, driver, replica and merge; without those of which nothing is known."""
+    gpu_mb: Mapping[str, float]
+    """Memory of a GPU: of each replica, and of the text encoders, which one of them holds before; empty: not known."""
+    fit: str | None
+    """What --fit decided and why; None: nothing."""
+    download_mb: float | None
+    """What the first run fetches of the model's weights; None: they are here, or it is not known."""
     seconds: Mapping[str, float] | None
     """By stage: start, ingest, features, tiles, export, and the hash of the canvas after that; None: not calibrated."""
     first_tile_s: float | None
@@ -90,6 +97,7 @@ class JobPreview:
             f"  tiles   {self.tiles} = {self.tile_columns} × {self.tile_rows} of {self.tile_width} × "
             f"{self.tile_height}, overlapping by at least {self.least_overlap}; {self.model_calls} model calls, "
             f"{self.pixels_refined:.2f} pixels refined per pixel\n"
+            f"{self._kept()}"
             f"  merge   {self.cells} cells of {self.cell_width} × {self.cell_height}\n"
             f"  needs   {self.disk_mb:,.0f} MB of disk while it runs; "
             f"up to {self.tiles_waiting_mb:,.0f} MB of tiles in the store{self._measured()}"
@@ -106,6 +114,20 @@ class JobPreview:
         }
         used = ", ".join(way for way, is_used in ways.items() if is_used)
         return f"  held    {used}\n" if used else ""
+
+    def _kept(self) -> str:
+        """How the model is kept in memory, and that it is not here."""
+        lines = [] if self.fit is None else [f"  fit     {self.fit}"]
+        if self.gpu_mb:
+            roles = {"replica": "a replica", "text": "text encoders, on one of them before"}
+            said = ", ".join(f"{roles[role]} {mb / 1000:,.1f}" for role, mb in self.gpu_mb.items())
+            lines.append(f"  gpu     memory in GB: {said}")
+        if self.download_mb is not None:
+            lines.append(
+                f"  weights are not here: the first run fetches about {self.download_mb / 1000:,.1f} GB; "
+                "dino-ray models says under which licence"
+            )
+        return "".join(f"{line}\n" for line in lines)
 
     def _measured(self) -> str:
         """What a calibration adds, and what memory is claimed with or without one."""
@@ -158,7 +180,8 @@ def plan_jobs(
     DinoRayError
         As the command would before its work; or if the rehearsal fails.
     """
-    settings = resolve(config)
+    config, download = (config, None) if calibrate else _without_weights(config)
+    settings = resolve(config, planning=True)
     several = len(inputs) > 1
     folder = output or tempfile.gettempdir() + os.sep
     results = outputs(inputs, folder, config.scale, default_suffix(config.format))
@@ -173,7 +196,21 @@ def plan_jobs(
         from dino_ray.forecast.rehearsal import rehearse
 
         costs = rehearse(largest, config, settings, workers=workers, several=several)
-    return preview(images, config, settings, workers, costs)
+    return [replace(made, download_mb=download) for made in preview(images, config, settings, workers, costs)]
+
+
+def _without_weights(config: UpscaleConfig) -> tuple[UpscaleConfig, float | None]:
+    """Where the weights of a published model are not here: the config with its configuration files in their place, and
+    what is to be fetched, MB.
+    """
+    if config.model in ("bundled", "none"):
+        return config, None
+    from dino_ray.diffusion import presence
+
+    absent = presence.absent(config.model)
+    if absent is None:
+        return config, None
+    return config.model_copy(update={"model": str(absent.folder)}), round(absent.download_bytes / MB, 1)
 
 
 def look(source: str, output: str, config: UpscaleConfig, settings: Settings, *, several: bool) -> Image:
@@ -276,6 +313,9 @@ def _preview(
         output_mb=round(work.canvas_bytes * costs.output_ratio / MB, 1) if costs else None,
         tiles_waiting_mb=round(min(grid.n_tiles, grid.max_waiting() + in_flight) * tile_mb, 1),
         peak_rss_mb={role: round(mb, 1) for role, mb in peaks.items()},
+        gpu_mb={role: round(n_bytes / MB, 1) for role, n_bytes in settings.gpu_bytes.items()},
+        fit=settings.fit,
+        download_mb=None,
         seconds={stage: round(s, 2) for stage, s in asdict(time).items()} if time else None,
         first_tile_s=round(time.first_tile, 2) if time else None,
         wall_s=round(time.wall, 2) if time else None,

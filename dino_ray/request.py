@@ -14,7 +14,7 @@ from dino_ray.plan.geometry import Grid, Scaling
 from dino_ray.raster.export import check_output, output_dtype
 from dino_ray.raster.source import SourceInfo, describe_array, probe
 from dino_ray.raster.store import Depth
-from dino_ray.resolve import Settings
+from dino_ray.settings import Settings
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -34,6 +35,8 @@ def command(function: Command) -> Command:
     def run(*args: Any, debug: bool, **kwargs: Any) -> None:
         logging.basicConfig(format="dino-ray: %(message)s", level=logging.WARNING)
         logging.getLogger("dino_ray").setLevel(logging.DEBUG if debug else logging.INFO)
+        if not debug:
+            _hush_libraries()
         signal.signal(signal.SIGTERM, interrupt)
         try:
             sys.exit(function(*args, **kwargs) or 0)
@@ -55,6 +58,21 @@ def command(function: Command) -> Command:
             sys.exit(1)
 
     return run  # type: ignore[return-value]
+
+
+def _hush_libraries() -> None:
+    """Keep what libraries warn of, such as GPU kernels that a machine without a GPU can't load, off the terminal."""
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_is_ours_or_an_error)
+    logging.getLogger("torch.utils._pytree").setLevel(
+        logging.ERROR
+    )  # its parent is set anew when torch loads
+    for library in ("DIFFUSERS", "TRANSFORMERS"):  # which have handlers of their own; workers inherit it
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+
+
+def _is_ours_or_an_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR or record.name.partition(".")[0] == __package__
 
 
 def _place(ctx: click.Context, param: click.Parameter, value: str | None) -> str | Path | None:

@@ -27,3 +27,14 @@ def test_the_page_about_dino_has_the_presets_as_they_are() -> None:
     for name, values in PRESETS.items():
         numbers = [f"{values[option]:g}" for option in ("denoise", "dino_strength", "adaptive")]
         assert told[name] == [*numbers, steps[PRESET_STEPS[name]]]
+
+
+def test_commands_of_the_page_about_models_have_options_that_there_are() -> None:
+    from dino_ray.config import UpscaleConfig, option_name
+
+    known = {*map(option_name, UpscaleConfig.model_fields), "--config"}
+    page = (ROOT / "docs" / "models.md").read_text()
+    commands = re.findall(r"^dino-ray upscale (?:.*\\\n)*.*$", page, re.MULTILINE)
+    assert commands
+    for command in commands:
+        assert set(re.findall(r"--[a-z][a-z-]*", command)) <= known, command

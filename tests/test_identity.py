@@ -15,7 +15,7 @@ from dino_ray.identity import of_weights
 def test_an_alias_stands_for_the_commit_of_what_it_means(
     alias: str, repo: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def cached(asked: str, name: str) -> str | None:
+    def cached(asked: str, name: str, revision: str | None) -> str | None:
         return f"/cache/snapshots/c0ffee/{name}" if asked == repo else None
 
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", cached)

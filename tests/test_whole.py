@@ -12,8 +12,10 @@ import numpy as np
 import PIL.Image
 import pytest
 from click.testing import CliRunner
+from single_files import original_checkpoint, save
 from skimage import data
 from tiny import make_tiny_flux
+from tiny_stable_diffusion import make_tiny_stable_diffusion
 
 import dino_ray
 from dino_ray.cli import main
@@ -139,6 +141,26 @@ def test_a_flux_folder_runs_through_the_whole_command(tmp_path: Path, kind: Any)
     assert said["tiles"] > 1
     with PIL.Image.open(output) as image:
         assert image.size == (160, 120)
+
+
+def test_a_single_file_found_by_its_name_runs_through_the_whole_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_tiny_stable_diffusion(tmp_path / "parts", "sd")
+    (tmp_path / "models").mkdir()
+    save(tmp_path / "models" / "tune.safetensors", original_checkpoint(folder))
+    monkeypatch.setenv("DINO_RAY_MODELS", str(tmp_path / "models"))
+    source, output, report = tmp_path / "in.png", tmp_path / "out.png", tmp_path / "r.json"
+    PIL.Image.fromarray(data.astronaut()[:40, :40]).save(source)
+    args = ["upscale", source, "-o", output, "--model", "tune", "--components", folder, "--denoise", "0.6",
+            "--steps", "1", "--tile", "64", "--overlap", "16", "--base", "lanczos", "--address", "none",
+            "--dino-strength", "0", "--adaptive", "0", "--no-verify", "--report", report]  # fmt: skip
+    result = CliRunner().invoke(main, [str(arg) for arg in args])
+    assert result.exit_code == 0, result.output
+    said = json.loads(report.read_text())
+    assert (said["model"]["name"], said["model"]["family"]) == ("tune", "sd")
+    with PIL.Image.open(output) as image:
+        assert image.size == (80, 80)
 
 
 def name_colour(part: np.ndarray) -> str:

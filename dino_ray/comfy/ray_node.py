@@ -76,7 +76,9 @@ class DinoRayUpscale:
         cls, model: str = "bundled", dino: str = "auto", controlnet: str = "", **others: Any
     ) -> str:
         """What the result depends on besides the graph: the files of the models it names."""
-        return state_of(model, dino, controlnet)
+        from dino_ray.diffusion import finding
+
+        return state_of(finding.located(model), dino, controlnet)
 
     def run(
         self, image: Any, mask: Any = None, node: str | None = None, **given: Any

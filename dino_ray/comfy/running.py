@@ -145,7 +145,7 @@ def _guide_key(settings: Settings) -> Callable[[ImageTask], Any]:
         settings.model.takes_text if settings.model else False,
         settings.prompt,
         settings.negative_prompt,
-        settings.model.name if settings.model else None,
+        settings.model_place,
     )
 
     def key(task: ImageTask) -> Any:

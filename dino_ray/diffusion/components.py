@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
-from dino_ray.diffusion import offload
+from dino_ray.diffusion import offload, single_file, storage
 from dino_ray.diffusion.denoiser import Description
 from dino_ray.diffusion.dtypes import TORCH
-from dino_ray.diffusion.model_options import Offload
+from dino_ray.diffusion.lora import Loras
+from dino_ray.diffusion.model_options import Offload, Quantizer
 from dino_ray.diffusion.storage import Kept
 from dino_ray.errors import JobError
 
@@ -33,38 +35,75 @@ class PartFiles:
     cls: str
     """Its class there."""
     path: Path
-    """Its folder."""
+    """Its folder, or a single file of weights."""
+    config: Path | None = None
+    """Of a single file: the folder with its config.json."""
+    prefix: str = ""
+    """Of a single file: how the names of its tensors begin there."""
+    pickled: bool = False
+    """Its weights are pickles, and allowed to be."""
 
 
-CASTS_BY_ITS_WEIGHT = "wo"
-"""A layer of T5 whose type is asked for, to cast what goes in, before the layer can make it that it computes in."""
+CAST_BY_THEIR_WEIGHT = ("wo", "encoder_hid_proj")
+"""Layers of T5, and an IP-Adapter's first, whose type is asked for, to cast what goes in, before the layer can make it
+that it computes in."""
+
+Change = Callable[[Any], None]
+"""What is done to a component's weights: LoRAs and the like."""
 
 
-def load_model(files: PartFiles, kept: Kept, device: str) -> Any:
+def load_model(files: PartFiles, kept: Kept, device: str, change: Change | None = None) -> Any:
     """A component with weights, on ``device``.
 
-    Weights that are neither cast nor moved are mapped from their file, not copied: replicas of a machine share them.
+    Weights that are neither cast nor moved nor changed are mapped from their file, not copied: replicas of a machine
+    share them.
+
+    Parameters
+    ----------
+    change
+        Done on ``device``, where it is quick; but before weights are cast to fp8, which are too coarse to add to.
 
     Raises
     ------
     JobError
         Where its weights are damaged or do not fit their config.
     """
-    named = {"diffusers": "torch_dtype", "transformers": "dtype"}[files.library]
     with _explained(files.path):
-        model, info = _class(files).from_pretrained(
-            files.path,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            **{named: compute_dtype(kept)},
-            **_quantization(files, kept, device),
-        )
-        if missing := sorted(info["missing_keys"]):  # or else they would stay random
-            raise ValueError(f"its weights lack {missing[0]}")
-        if kept.fp8:
-            _cast_layerwise(model, compute_dtype(kept))
-        return model if kept.package and device != "cpu" else model.to(device)  # the former is there
+        model = (_from_folder if files.config is None else _from_file)(files, kept, device)
+        if device == "cpu" or kept.package not in storage.QUANTIZED_IN_PLACE:  # the others are there
+            model = model.to("cpu" if kept.fp8 else device)
+    if change is not None:
+        change(model)
+    if not kept.fp8:
+        return model
+    _cast_layerwise(model, compute_dtype(kept))
+    return model.to(device)
+
+
+def _from_folder(files: PartFiles, kept: Kept, device: str) -> Any:
+    named = {"diffusers": "torch_dtype", "transformers": "dtype"}[files.library]
+    model, info = _class(files).from_pretrained(
+        files.path,
+        use_safetensors=not files.pickled,
+        local_files_only=True,
+        output_loading_info=True,
+        **{named: compute_dtype(kept)},
+        **_quantization(files, kept, device),
+    )
+    if missing := sorted(info["missing_keys"]):  # or else they would stay random
+        raise ValueError(f"its weights lack {missing[0]}")
+    return model
+
+
+def _from_file(files: PartFiles, kept: Kept, device: str) -> Any:
+    assert files.config is not None
+    where = (files.path, files.config, files.prefix)
+    model = single_file.load(files.library, _class(files), *where, compute_dtype(kept))
+    if kept.quantize is not None:  # diffusers takes a single file's weights for quantised already
+        from torchao.quantization import quantize_
+
+        quantize_(model.to(device), _torchao(kept.quantize))
+    return model
 
 
 def compute_dtype(kept: Kept) -> torch.dtype:
@@ -83,13 +122,14 @@ def _cast_layerwise(model: Any, compute: torch.dtype) -> None:
         model,
         storage_dtype=torch.float8_e4m3fn,
         compute_dtype=compute,
-        skip_modules_pattern=(*DEFAULT_SKIP_MODULES_PATTERN, *own, *keep, CASTS_BY_ITS_WEIGHT),
+        skip_modules_pattern=(*DEFAULT_SKIP_MODULES_PATTERN, *own, *keep, *CAST_BY_THEIR_WEIGHT),
     )
 
 
 def _quantization(files: PartFiles, kept: Kept, device: str) -> Mapping[str, Any]:
     """What ``from_pretrained`` is told of weights that are quantised, or are to be."""
-    there = {"device_map": {"": device}} if kept.package and device != "cpu" else {}
+    in_place = kept.package in storage.QUANTIZED_IN_PLACE
+    there = {"device_map": {"": device}} if in_place and device != "cpu" else {}
     if kept.quantize is None:
         return there
     library: Any = importlib.import_module(files.library)
@@ -100,11 +140,15 @@ def _quantization(files: PartFiles, kept: Kept, device: str) -> Mapping[str, Any
     elif kept.quantize == "int8":
         config = library.BitsAndBytesConfig(load_in_8bit=True)
     else:
-        from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
-
-        by_name = {"torchao-int8": Int8WeightOnlyConfig, "torchao-fp8": Float8WeightOnlyConfig}
-        config = library.TorchAoConfig(by_name[kept.quantize]())
+        config = library.TorchAoConfig(_torchao(kept.quantize))
     return {"quantization_config": config, **there}
+
+
+def _torchao(how: Quantizer) -> Any:
+    from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
+
+    by_name = {"torchao-int8": Int8WeightOnlyConfig, "torchao-fp8": Float8WeightOnlyConfig}
+    return by_name[how]()
 
 
 def load_tiny_vae(folder: Path, description: Description, kept: Kept, device: str) -> Any:
@@ -146,6 +190,8 @@ class TextParts:
     """By component that has weights."""
     device: str
     """Where they compute, and inputs go: a part that is offloaded has its weights elsewhere, or nowhere."""
+    loras: Loras | None = None
+    """What changes their weights."""
     offload: Offload = "none"
 
     @contextmanager
@@ -168,8 +214,9 @@ class TextParts:
     def _load(self, name: str) -> Any:
         if name not in self.kept:
             return load_tokenizer(self.files[name])
+        change = None if self.loras is None else partial(self.loras.into, name)
         piecewise = self.offload in offload.PIECEWISE
-        model = load_model(self.files[name], self.kept[name], "cpu" if piecewise else self.device)
+        model = load_model(self.files[name], self.kept[name], "cpu" if piecewise else self.device, change)
         model.eval().requires_grad_(False)
         if piecewise:
             offload.piecewise(model, self.device, self.offload)

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dino_ray.diffusion import hub
+from dino_ray import hub
 from dino_ray.diffusion.families.family import Configs, Family, denoiser_config
+from dino_ray.diffusion.model_files import COMPONENT_FILES, is_whole
 from dino_ray.errors import UsageError
 
 _CONFIG = "config.json"
-_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
 
 _ALIKE = (
     "cross_attention_dim",
@@ -55,24 +55,42 @@ def describe(name: str, family: Family, configs: Configs) -> str:
                 f"{option}: was trained for another model, with {entry} {config[entry]}; this one has {core[entry]}"
             )
     folder = Path(name).expanduser()
-    files = hub.names(folder, _FILES) if folder.is_dir() else hub.listing(name, _FILES)
+    if folder.is_dir():
+        files = hub.names(folder, COMPONENT_FILES)
+    else:
+        repo = _repo(name, option)
+        here = repo.cached(_CONFIG)
+        whole = here is not None and is_whole(here)
+        files = hub.names(here, COMPONENT_FILES) if here and whole else hub.listing(repo, COMPONENT_FILES)
     if not any(file.endswith(".safetensors") for file in files):
         raise UsageError(f"{option}: has no .safetensors file; get the whole ControlNet, in that format")
     return str(kind)
 
 
+def config(name: str) -> Mapping[str, Any]:
+    """The config.json of a ControlNet; raises as ``describe`` does."""
+    return _config(name, f"--controlnet {name}")
+
+
 def fetch(name: str) -> Path:
     """The folder that holds a ControlNet, on this machine, downloaded first where it has to be."""
     folder = Path(name).expanduser()
-    return folder if folder.is_dir() else hub.snapshot(name, _FILES)
+    if folder.is_dir():
+        return folder
+    return hub.snapshot(_repo(name, f"--controlnet {name}"), COMPONENT_FILES, whole=is_whole)
+
+
+def _repo(name: str, option: str) -> hub.Repo:
+    repo = hub.parse(name, "--controlnet")
+    if repo is None:
+        raise UsageError(f"{option}: no such folder; give one that holds its {_CONFIG}, or a hub id")
+    return repo
 
 
 def _config(name: str, option: str) -> Mapping[str, Any]:
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        if not hub.REPO_ID.fullmatch(name):
-            raise UsageError(f"{option}: no such folder; give one that holds its {_CONFIG}, or a hub id")
-        folder = hub.snapshot(name, [_CONFIG])
+        folder = hub.snapshot(_repo(name, option), [_CONFIG])
     try:
         content = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -135,6 +135,8 @@ class Conditioning:
     families tell from an empty text."""
     cfg: float | None = None
     """None: what the description says."""
+    image: Embeddings = field(default_factory=dict)
+    """Of an image prompt, likewise, as ``image_prompt.ImageEncoder`` makes them; empty where there is none."""
     reference: Tensor | None = None
     """(B, C, h, w): latents of the base, where the description asks for them."""
     dino: DinoTokens | None = None

@@ -29,7 +29,7 @@ def check(model: str, dtype: Dtypes | str, options: ModelOptions, tile: int, dev
     ------
     UsageError
     """
-    ref, asked = resolve(model), dtypes(dtype)
+    ref, asked = resolve(model, options), dtypes(dtype)
     if ref.kind == "bundled":
         storage.bundled(asked, options)
         return
@@ -66,8 +66,24 @@ def kept(
         config = configs[part] if part in configs else model_files.part_config(ref, part)
         cls = (class_of(configs["index"], part) or ("", ""))[1]
         made[part] = storage.kept(part, role, cls, config, asked, options, device)
+        if made[part].quantize and model_files.in_single_file(ref, part):
+            _check_single_file(part, role, made[part])
     storage.check_offload(options, made)
     return made
+
+
+def _check_single_file(part: str, role: storage.Role, kept: Kept) -> None:
+    """Refuse to quantise what only a folder's weights can be quantised from."""
+    asked = f"--quantize {kept.quantize}: {part} lies in a single file"
+    if role == "text":
+        raise UsageError(
+            f"{asked}, whose text encoders are not quantised; give --model a file without them, or a folder"
+        )
+    if kept.package != "torchao":
+        raise UsageError(
+            f"{asked}, and {kept.package} quantises weights from a folder only; give torchao-int8 or torchao-fp8, a "
+            "GGUF file, or a folder"
+        )
 
 
 def dtypes(dtype: Dtypes | str) -> Dtypes:

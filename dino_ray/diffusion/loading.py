@@ -1,23 +1,34 @@
 """From a model's name to its description, its denoiser and its text embeddings.
 
-``describe`` reads configuration files only and imports no torch. Weights are read from safetensors only,
-because unpickling runs whatever code a file holds.
+``describe`` reads configuration files and headers only, and imports no torch. Weights are read from safetensors and
+GGUF, and from pickles only where ``allow_pickle`` says so, because unpickling runs whatever code a file holds.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dino_ray.diffusion import adapter_file, controlnet_files, keeping, model_files, speed, storage
+from dino_ray.diffusion import (
+    adapter_file,
+    controlnet_files,
+    image_prompt_file,
+    keeping,
+    lora_file,
+    model_files,
+    speed,
+    storage,
+    weight_check,
+)
 from dino_ray.diffusion.catalogue import ALIASES, KNOWN, KnownModel
 from dino_ray.diffusion.denoiser import Denoiser, Description, Embeddings
 from dino_ray.diffusion.device import pick_device
 from dino_ray.diffusion.dtypes import FP8, TORCH, Dtypes
-from dino_ray.diffusion.families import FLUX, Configs, Family, flux_config
+from dino_ray.diffusion.families import FLUX, Configs, Family, denoiser_config, flux_config, lora_layers
 from dino_ray.diffusion.families.family import Picture, class_of, no_picture
 from dino_ray.diffusion.model_files import ModelRef, resolve
 from dino_ray.diffusion.model_options import AS_PUBLISHED, ModelOptions
@@ -26,6 +37,8 @@ from dino_ray.errors import UsageError
 
 if TYPE_CHECKING:
     from dino_ray.diffusion.components import PartFiles
+    from dino_ray.diffusion.image_prompt import ImageEncoder
+    from dino_ray.diffusion.image_prompt_file import ImagePrompt
 
 __all__ = [
     "ALIASES",
@@ -53,28 +66,37 @@ def describe(model: str, adapter: str | None = None, options: ModelOptions = AS_
         A name that ``resolve`` understands.
     adapter : str, optional
         File of a DINO adapter that is to be used with it.
+    options : ModelOptions
+        LoRAs among them are downloaded where they are not here, for their headers to be read.
 
     Raises
     ------
     UsageError
         Where the model is unknown, unreachable, of a class that can't be driven, or lacks safetensors of any
-        component, text encoders included; where the adapter is none, or another model's. Of a model on the hub, whose
-        weights may not be here yet, ``load`` looks at the weights that the adapter was trained for.
+        component, text encoders included; where the adapter, a LoRA or an image prompt is none, or another model's. Of
+        a model on the hub, whose weights may not be here yet, ``load`` looks at those that the adapter was trained for.
     ValueError
         For ``none``, which has no model to describe.
     """
-    ref = resolve(model)
+    ref = resolve(model, options)
     _refuse_none(ref)
     if ref.kind == "bundled":
         from dino_ray.diffusion import bundled
 
         description = bundled.describe(_bundled_folder(ref))
+        lora_file.check(options.loras, description.name, None, {}, ())
+        if options.image_prompt is not None:
+            image_prompt_file.check(options.image_prompt, description.name, None, {})
         speed.check_model(ref.name, None, options, adapter=adapter is not None)
     else:
         family, configs = model_files.family_and_configs(ref)
         speed.check_model(ref.name, family, options, adapter=adapter is not None)
         description = family.describe(ref.name, configs)
-        model_files.check_weights(ref, (*family.parts, *family.text_parts(configs["index"])))
+        lora_file.check(options.loras, ref.name, family.lora, denoiser_config(configs), lora_layers.KNOWN)
+        if options.image_prompt is not None:
+            image_prompt_file.check(options.image_prompt, ref.name, family, denoiser_config(configs))
+        weight_check.check_weights(ref, (*family.parts, *family.text_parts(configs["index"])))
+        weight_check.check_tokenizers(ref, _named(family.tokenizers, configs))
         if options.controlnet is not None:
             controlnet_files.describe(options.controlnet, family, configs)
             description = replace(description, takes_control=True)
@@ -117,7 +139,7 @@ def load(
     ValueError
         For ``none``.
     """
-    ref = resolve(model)
+    ref = resolve(model, options)
     _refuse_none(ref)
     device = pick_device(device)
     denoiser: Any = _load(ref, device, keeping.dtypes(dtype), sketch, options)
@@ -159,8 +181,13 @@ def adapter_target(ref: ModelRef, fetch: bool = False) -> adapter_file.Target:
             f"--dino-adapter: adapters are for FLUX.1 and the bundled model; {ref.name} is of the family {family.title}"
         )
     width = flux_config.text_width(configs["transformer"])
+    if ref.kind == "file":
+        raise UsageError(
+            f"--dino-adapter: adapters are for models as diffusers lays them out; {ref.location} is a single file: "
+            "give --model the folder or hub id that the adapter was trained with"
+        )
     here = fetch or ref.kind == "folder"
-    folder = model_files.fetch(ref, ("transformer",)) / "transformer" if here else None
+    folder = model_files.fetch(ref, ("transformer",))["transformer"].path if here else None
     return adapter_file.Target(ref.name, "flux", width, folder)
 
 
@@ -178,13 +205,17 @@ def _load(ref: ModelRef, device: str, dtypes: Dtypes, sketch: str | None, option
 
     family, configs = model_files.family_and_configs(ref)
     description = family.describe(ref.name, configs)
-    model_files.check_weights(ref, family.parts)
+    weight_check.check_weights(ref, family.parts)
     kept = dict(keeping.kept(ref, family, configs, family.parts, dtypes, options, device))
     storage.check_device(options, kept, family.core, device)
     files = _part_files(ref, family, configs, family.parts)
+    changes = {family.core: partial(_change_core, family, configs, options)}
     models = {
         part: components.load_model(
-            files[part], kept[part], offload.loaded_to(kept[part], device, options.offload)
+            files[part],
+            kept[part],
+            offload.loaded_to(kept[part], device, options.offload),
+            changes.get(part),
         )
         for part in files
     }
@@ -222,16 +253,44 @@ def _load(ref: ModelRef, device: str, dtypes: Dtypes, sketch: str | None, option
     return denoiser
 
 
+def _change_core(family: Family, configs: Configs, options: ModelOptions, core: Any) -> None:
+    """What is added to the network as it is published: LoRAs to its weights, an image prompt's attention."""
+    if options.loras:
+        from dino_ray.diffusion.lora import Loras
+
+        Loras.of(options.loras, family, configs).into(family.core, core)
+    if options.image_prompt is not None:
+        from dino_ray.diffusion import image_prompt
+
+        image_prompt.attach(options.image_prompt, family.core, core, configs)
+
+
 def find_sketch(model: str, options: ModelOptions = AS_PUBLISHED) -> str | None:
     """A small decoder of the model's latents, for guidance to look through: a folder or a hub id, for ``load``.
 
     Decided once for a job, since pixels depend on it. None where the family has none or none is to be had.
     """
-    ref = resolve(model)
-    if ref.kind not in ("folder", "hub"):
+    ref = resolve(model, options)
+    if ref.kind in ("none", "bundled"):
         return None
     family, _ = model_files.family_and_configs(ref)
     return model_files.find_tiny_vae(ref, family)
+
+
+def load_image_encoder(
+    prompt: ImagePrompt, device: str = "auto", dtype: Dtypes | str = "auto"
+) -> ImageEncoder:
+    """What looks at the pictures of an image prompt.
+
+    Raises
+    ------
+    UsageError, JobError
+        As ``load`` does.
+    """
+    from dino_ray.diffusion.image_prompt import ImageEncoder
+
+    device = pick_device(device)
+    return ImageEncoder(prompt, device, Kept(storage.compute(keeping.dtypes(dtype), device)))
 
 
 def encode_text(model: str, prompt: str, device: str = "auto", dtype: Dtypes | str = "auto") -> Embeddings:
@@ -268,21 +327,23 @@ def encode_texts(
     UsageError, JobError
         As ``load`` does.
     """
-    ref = resolve(model)
+    ref = resolve(model, options)
     if ref.kind in ("none", "bundled"):
         return {prompt: {} for prompt in prompts}
     from dino_ray.diffusion.components import TextParts
+    from dino_ray.diffusion.lora import Loras
 
     device = pick_device(device)
     family, configs = model_files.family_and_configs(ref)
     encoders = family.text_parts(configs["index"])
-    model_files.check_weights(ref, encoders)
+    weight_check.check_weights(ref, encoders)
     kept = keeping.kept(ref, family, configs, encoders, keeping.dtypes(dtype), options, device)
     storage.check_device(options, kept, family.core, device)
     parts = TextParts(
         files=_part_files(ref, family, configs, (*encoders, *family.tokenizers)),
         kept=kept,
         device=device,
+        loras=Loras.of(options.loras, family, configs) if options.loras else None,
         offload=options.offload,
     )
     prompts = list(dict.fromkeys(prompts))
@@ -307,15 +368,25 @@ def _part_files(
     """
     from dino_ray.diffusion.components import PartFiles
 
-    named = {part: found for part in parts if (found := class_of(configs["index"], part)) is not None}
+    named = _named(parts, configs)
     for part, (library, cls) in named.items():
         if library not in _LIBRARIES:
             raise UsageError(
                 f"--model {ref.location}: its {part} is a {library}.{cls}, and only classes of "
                 f"{' and '.join(_LIBRARIES)} are loaded, since others could run any code"
             )
-    folder = model_files.fetch(ref, named)
-    return {part: PartFiles(part, library, cls, folder / part) for part, (library, cls) in named.items()}
+    found = model_files.fetch(ref, named)
+    return {
+        part: PartFiles(
+            part, library, cls, found[part].path, found[part].config, found[part].prefix, found[part].pickled
+        )
+        for part, (library, cls) in named.items()
+    }
+
+
+def _named(parts: Iterable[str], configs: Configs) -> Mapping[str, tuple[str, str]]:
+    """Library and class of the components that a model has, of some."""
+    return {part: found for part in parts if (found := class_of(configs["index"], part)) is not None}
 
 
 def _refuse_none(ref: ModelRef) -> None:

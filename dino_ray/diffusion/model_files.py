@@ -1,140 +1,219 @@
-"""What a model's name means, and which of its files are there. No torch.
-
-A name is ``bundled``, ``none``, an alias of the catalogue, a folder (as diffusers saves pipelines, or of the
-bundled model's format) or a hub id ``owner/name``.
-"""
+"""Where the files of a model lie, whether all are there, and getting those that are not. No torch."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
 
-from dino_ray.diffusion import hub
-from dino_ray.diffusion.bundled.spec import is_bundled
-from dino_ray.diffusion.catalogue import ALIASES
-from dino_ray.diffusion.families import FAMILIES, Configs, Family, family_of
+from dino_ray import hub
+from dino_ray.diffusion import published
+from dino_ray.diffusion.families import Family, family_of
+from dino_ray.diffusion.families.family import class_of
+from dino_ray.diffusion.finding import INDEX, ModelRef, resolve
+from dino_ray.diffusion.sources import (
+    CONFIG,
+    Source,
+    config_folder,
+    config_of,
+    contents,
+    family_and_configs,
+    part_config,
+    read_json,
+    source_of,
+)
 from dino_ray.errors import DinoRayError, UsageError
+
+__all__ = [
+    "COMPONENT_FILES",
+    "SHARDS",
+    "Found",
+    "ModelRef",
+    "by_ref",
+    "family_and_configs",
+    "fetch",
+    "fetch_tiny_vae",
+    "files_of",
+    "find_tiny_vae",
+    "in_single_file",
+    "is_present",
+    "is_whole",
+    "part_config",
+    "resolve",
+    "weight_places",
+]
 
 log = logging.getLogger(__name__)
 
-_SCHEDULER = "scheduler/scheduler_config.json"
+SHARDS = ".safetensors.index.json"
 
-_INDEX = "model_index.json"
-_SHARDS = ".safetensors.index.json"
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_COMPONENT_FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
-"""What diffusers and transformers save of a model or a tokenizer, and no pickles."""
-
-_CHOICES = (
-    f"a model is bundled, none, {', '.join(ALIASES)}, a folder that holds {_INDEX}, "
-    "or a Hugging Face hub id such as owner/name"
+_TEXT_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+_WEIGHTS = tuple(
+    f"{name}{part}.safetensors"
+    for name in ("diffusion_pytorch_model", "model")
+    for part in ("", "-?????-of-?????")
 )
+COMPONENT_FILES = (*_WEIGHTS, *_TEXT_FILES)
+"""What diffusers and transformers load of a model or a tokenizer. Repositories have the same weights in other types and
+for other programs besides, which would be downloaded for nothing."""
+_PICKLED_FILES = ("*.bin", *_TEXT_FILES)
+
+_VOCABULARIES = (
+    {"tokenizer_config.json", "tokenizer.json"},
+    {"tokenizer_config.json", "vocab.json", "merges.txt"},
+    {"tokenizer_config.json", "spiece.model"},
+    {"tokenizer_config.json", "tokenizer.model"},
+    {"preprocessor_config.json"},
+)
+"""Files that make a tokenizer or a processor whole, one of these sets or another."""
 
 
 @dataclass(frozen=True)
-class ModelRef:
-    """What a ``--model`` value turned out to mean."""
+class Found:
+    """Where a component lies on this machine."""
 
-    name: str
-    """As reports print it."""
-    kind: Literal["none", "bundled", "folder", "hub"]
-    """``folder`` and ``hub`` have diffusers' layout; a folder with a model.json is ``bundled``."""
-    location: str
-    """A folder's absolute path or a hub id; empty for what ships with the package."""
+    path: Path
+    """Its folder, as diffusers or transformers saves it; or a single file of weights."""
+    config: Path | None = None
+    """Of a single file: the folder with its config.json."""
+    prefix: str = ""
+    """Of a single file: how the names of its tensors begin there."""
+    pickled: bool = False
+    """Its weights are pickles, and allowed to be."""
 
 
-def resolve(model: str) -> ModelRef:
-    """Decide what ``model`` means; touches the disk only to see what kind of folder it is, if one.
+def fetch(ref: ModelRef, parts: Iterable[str]) -> Mapping[str, Found]:
+    """Where components lie on this machine, downloaded first where they have to be.
 
     Raises
     ------
     UsageError
-        Where it can mean nothing: an unknown name, a missing or foreign folder, a single file.
+        Where it is of configuration files alone, or a download is impossible.
     """
-    if model == "none":
-        return ModelRef(model, "none", "")
-    if model == "bundled":
-        return ModelRef(model, "bundled", "")
-    if model in ALIASES:
-        return ModelRef(ALIASES[model], "hub", ALIASES[model])
-    path = Path(model).expanduser()
-    if path.is_file():
-        raise UsageError(
-            f"--model {model}: single-file models are not supported yet; "
-            f"give a folder that holds {_INDEX}, or a hub id"
-        )
-    if model and path.is_dir():
-        return _resolve_folder(path.resolve())
-    if path.suffix == ".safetensors":
-        raise UsageError(f"--model {model}: no such file; {_CHOICES}")
-    if hub.REPO_ID.fullmatch(model):
-        return ModelRef(model, "hub", model)
-    problem = "no such folder" if "/" in model or os.sep in model else "unknown model"
-    raise UsageError(f"--model {model}: {problem}; {_CHOICES}")
+    made: dict[str, Found] = {}
+    for source_ref, wanted in by_ref(ref, parts).items():
+        if source_ref.kind == "file":
+            for part in wanted:
+                at, folder = config_of(ref, part)
+                name = f"{folder}/{CONFIG}"
+                config = (config_folder(at, [name]) / name).parent
+                made[part] = Found(
+                    Path(source_ref.location),
+                    config,
+                    contents(source_ref).parts[part],
+                    source_ref.allow_pickle,
+                )
+            continue
+        if published.holds(source_ref.location):
+            raise UsageError(
+                f"{source_ref.asked}: holds configuration files alone, for plans; give {source_ref.name}"
+            )
+        pickled = _pickled(source_ref, wanted) if source_ref.allow_pickle else frozenset[str]()
+        root = Path(source_ref.location)
+        if source_ref.kind == "hub":
+            root = _download(source_ref, wanted, pickled)
+        for part, source in wanted.items():
+            made[part] = Found(root / source.folder, pickled=part in pickled)
+    return made
 
 
-def _resolve_folder(path: Path) -> ModelRef:
-    if is_bundled(path):
-        return ModelRef(path.name, "bundled", str(path))
-    if (path / _INDEX).is_file():
-        return ModelRef(path.name, "folder", str(path))
-    raise UsageError(
-        f"--model {path}: the folder has no {_INDEX}, so it is no diffusers model; "
-        "give the folder that holds it, with transformer/ and vae/ beside it"
+def in_single_file(ref: ModelRef, part: str) -> bool:
+    """Whether a component comes from a single file of weights."""
+    return source_of(ref, part).ref.kind == "file"
+
+
+def by_ref(ref: ModelRef, parts: Iterable[str]) -> Mapping[ModelRef, Mapping[str, Source]]:
+    """The sources of components, by the model that they come from: each is asked once for all of its own."""
+    found: dict[ModelRef, dict[str, Source]] = {}
+    for part in parts:
+        source = source_of(ref, part)
+        found.setdefault(source.ref, {})[part] = source
+    return found
+
+
+def _download(ref: ModelRef, wanted: Mapping[str, Source], pickled: frozenset[str]) -> Path:
+    patterns = [
+        source.inside(name)
+        for part, source in wanted.items()
+        for name in (_PICKLED_FILES if part in pickled else COMPONENT_FILES)
+    ]
+    folders = [source.folder for source in wanted.values()]
+    return hub.snapshot(
+        ref.repo, patterns, whole=lambda root: all(is_whole(root / folder) for folder in folders)
     )
 
 
-def family_and_configs(ref: ModelRef) -> tuple[Family, Configs]:
-    """Which family drives a model, and its configuration files.
-
-    Raises
-    ------
-    UsageError
-        Where no family does, or a configuration file is missing or damaged.
-    """
-    index = _read_json(ref, _config_folder(ref, [_INDEX]), _INDEX)
-    pipeline = str(index.get("_class_name"))
-    family = family_of(pipeline)
-    if family is None:
-        known = ", ".join(sorted(name for each in FAMILIES for name in each.pipelines))
-        raise UsageError(f"--model {ref.location}: {pipeline} is not supported; supported are {known}")
-    files = {part: f"{part}/config.json" for part in family.parts} | {"scheduler": _SCHEDULER}
-    folder = _config_folder(ref, [_INDEX, *files.values()])
-    return family, {"index": index, **{part: _read_json(ref, folder, name) for part, name in files.items()}}
+def is_whole(folder: Path) -> bool:
+    """Whether nothing of the component in a folder is missing, as far as names tell: a download may have broken off."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if indexes := [name for name in names if name.endswith(SHARDS)]:
+        try:
+            shards = [json.loads((folder / name).read_text())["weight_map"].values() for name in indexes]
+        except (OSError, ValueError, KeyError):
+            return False
+        return CONFIG in names and all(set(each) <= names for each in shards)
+    if any(PurePosixPath(name).match(pattern) for name in names for pattern in _WEIGHTS):
+        return CONFIG in names
+    return any(files <= names for files in _VOCABULARIES)
 
 
-def part_config(ref: ModelRef, part: str) -> Mapping[str, Any]:
-    """The config.json of one component.
-
-    Raises
-    ------
-    UsageError
-        Where it is missing or damaged.
-    """
-    name = f"{part}/config.json"
-    return _read_json(ref, _config_folder(ref, [name]), name)
-
-
-def _config_folder(ref: ModelRef, names: Iterable[str]) -> Path:
-    return Path(ref.location) if ref.kind == "folder" else hub.snapshot(ref.location, names)
-
-
-def fetch(ref: ModelRef, components: Iterable[str]) -> Path:
-    """The folder that holds the files of ``components``, downloaded first where they have to be.
-
-    Raises
-    ------
-    UsageError
-        As ``check_weights`` does, and where a download is impossible.
-    """
+def files_of(ref: ModelRef, wanted: Mapping[str, Source]) -> frozenset[str]:
+    """Names of a model's files in some folders."""
+    patterns = [source.inside("*") for source in wanted.values()]
     if ref.kind == "folder":
-        return Path(ref.location)
-    return hub.snapshot(ref.location, [f"{part}/{kind}" for part in components for kind in _COMPONENT_FILES])
+        return hub.names(Path(ref.location), patterns)
+    here = ref.repo.cached(INDEX, CONFIG)
+    if here is not None and all(is_whole(here / source.folder) for source in wanted.values()):
+        return hub.names(here, patterns)
+    return hub.listing(ref.repo, patterns)
+
+
+def _pickled(ref: ModelRef, wanted: Mapping[str, Source]) -> frozenset[str]:
+    """Components that have pickles and no other weights."""
+    files = files_of(ref, wanted)
+
+    def has(source: Source, *suffixes: str) -> bool:
+        return any(
+            name.endswith(suffixes) and str(PurePosixPath(name).parent) == (source.folder or ".")
+            for name in files
+        )
+
+    return frozenset(
+        part for part, source in wanted.items() if has(source, ".bin") and not has(source, ".safetensors")
+    )
+
+
+def weight_places(ref: ModelRef) -> list[str]:
+    """Names of all that a model's weights come from: paths, and hub ids."""
+    if ref.kind != "file":
+        return [each.place for each in (ref, ref.vae) if each is not None]
+    family, configs = family_and_configs(ref)
+    parts = (*family.parts, *family.text_parts(configs["index"]), *family.tokenizers)
+    return list(dict.fromkeys(source.place for source in by_ref(ref, parts)))
+
+
+def is_present(name: str) -> bool:
+    """Whether a model's files, text encoders included, are all on this machine; asks no network, reads no weights."""
+    try:
+        ref = resolve(name)
+        if ref.kind not in ("folder", "hub"):
+            return True
+        root = Path(ref.location) if ref.kind == "folder" else ref.repo.cached(INDEX)
+        if root is None:
+            return False
+        index = read_json(ref, root, INDEX)
+    except UsageError:
+        return False
+    family = family_of(str(index.get("_class_name")))
+    if family is None:
+        return False
+    parts = (*family.parts, *family.text, *family.tokenizers)
+    return all(is_whole(root / part) for part in parts if class_of(index, part) is not None)
+
+
+# ---- the small decoder
 
 
 def find_tiny_vae(ref: ModelRef, family: Family) -> str | None:
@@ -146,10 +225,10 @@ def find_tiny_vae(ref: ModelRef, family: Family) -> str | None:
     own = Path(ref.location) / "tiny_vae"
     if ref.kind == "folder" and own.is_dir():
         return str(own)
-    if family.tiny_vae is None:
-        return None
+    if family.tiny_vae is None or published.holds(ref.location):
+        return family.tiny_vae
     try:
-        hub.snapshot(family.tiny_vae, _COMPONENT_FILES, cached=ref.kind == "folder")
+        _tiny_vae(family.tiny_vae, cached=ref.kind != "hub")
     except DinoRayError:
         log.info("%s is not here: guidance decodes by the whole VAE, which takes longer", family.tiny_vae)
         return None
@@ -158,59 +237,8 @@ def find_tiny_vae(ref: ModelRef, family: Family) -> str | None:
 
 def fetch_tiny_vae(name: str) -> Path:
     """The folder of what ``find_tiny_vae`` found, on this machine, downloaded first where it has to be."""
-    return Path(name) if Path(name).is_dir() else hub.snapshot(name, _COMPONENT_FILES)
+    return Path(name) if Path(name).is_dir() else _tiny_vae(name)
 
 
-def check_weights(ref: ModelRef, components: Iterable[str]) -> None:
-    """See that every component has its weights as safetensors, reading none and downloading none.
-
-    Raises
-    ------
-    UsageError
-        Where a component has no weights, pickles only, or lacks some of its shards.
-    """
-    patterns = {component: f"{component}/*" for component in components}
-    if ref.kind == "folder":
-        files = hub.names(Path(ref.location), patterns.values())
-    else:
-        files = hub.listing(ref.location, patterns.values())
-    for component in patterns:
-        own = {name for name in files if PurePosixPath(name).parent.name == component}
-        _check_component(ref, component, own)
-        if ref.kind == "folder":
-            _check_shards(ref, own)
-
-
-def _check_component(ref: ModelRef, component: str, files: set[str]) -> None:
-    if any(name.endswith(".safetensors") for name in files):
-        return
-    if pickles := sorted(name for name in files if name.endswith(_PICKLES)):
-        raise UsageError(
-            f"--model {ref.location}: {pickles[0]} is a pickle, and reading a pickle can run any code; "
-            f"give a model that has .safetensors files in {component}/"
-        )
-    raise UsageError(
-        f"--model {ref.location}: no .safetensors file in {component}/; get the whole model again"
-    )
-
-
-def _check_shards(ref: ModelRef, files: set[str]) -> None:
-    for index in (name for name in files if name.endswith(_SHARDS)):
-        folder = PurePosixPath(index).parent
-        shards = set(_read_json(ref, Path(ref.location), index).get("weight_map", {}).values())
-        if missing := sorted(shard for shard in shards if str(folder / shard) not in files):
-            raise UsageError(
-                f"--model {ref.location}: {folder / missing[0]} is missing; get the whole model again"
-            )
-
-
-def _read_json(ref: ModelRef, folder: Path, name: str) -> Mapping[str, Any]:
-    try:
-        content = json.loads((folder / name).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"--model {ref.location}: {name} is missing; get the whole model again") from None
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--model {ref.location}: {name} can't be read ({error}); get it again") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"--model {ref.location}: {name} holds no JSON object; get it again")
-    return content
+def _tiny_vae(name: str, cached: bool = False) -> Path:
+    return hub.snapshot(hub.Repo(name), COMPONENT_FILES, whole=is_whole, cached=cached)

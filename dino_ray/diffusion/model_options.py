@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from dino_ray.diffusion.lora_file import Lora
+
+if TYPE_CHECKING:
+    from dino_ray.diffusion.image_prompt_file import ImagePrompt
 
 Quantizer: TypeAlias = Literal["nf4", "int8", "torchao-int8", "torchao-fp8"]
 """How weights are quantised: the first two by bitsandbytes (Dettmers et al. 2023, arXiv:2305.14314, and 2022,
@@ -17,6 +22,17 @@ Offload: TypeAlias = Literal["none", "model", "group", "sequential"]
 class ModelOptions:
     """One value for all that ``loading`` is asked to do with a model; the defaults are the model as it is published."""
 
+    loras: tuple[Lora, ...] = ()
+    """What is added to its weights."""
+    image_prompt: ImagePrompt | None = None
+    """What lets a picture speak beside the prompt."""
+    components: str | None = None
+    """Where what a single file of weights lacks comes from: an alias, a hub id or a diffusers folder. None: the
+    published model of its kind."""
+    vae: str | None = None
+    """A file, folder or hub id whose VAE takes the place of the model's."""
+    allow_pickle: bool = False
+    """Read weights from pickles too, which can run any code."""
     compile: bool = False
     """The blocks of the network that predicts are compiled."""
     attention: str = "auto"

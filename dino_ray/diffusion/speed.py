@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dino_ray.diffusion.families import Family
     from dino_ray.diffusion.model_options import ModelOptions
 
+CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 COMPILER = "inductor"
 """torch's name for what turns traced blocks into kernels."""
 
@@ -84,6 +85,10 @@ def check_model(name: str, family: Family | None, options: ModelOptions, *, adap
     if given["--step-cache"] and not family.step_cache:
         raise UsageError(
             f"--step-cache: a step of {family.title} can't take over what an earlier one computed; leave it out"
+        )
+    if given["--compile"] and options.offload == "sequential":
+        raise UsageError(
+            "--compile: compiles blocks whose layers --offload sequential moves one by one; give --offload group"
         )
     if given["--step-cache"] and options.controlnet is not None:
         raise UsageError("--step-cache: a step's blocks are added to by --controlnet; leave one of them out")
@@ -212,7 +217,7 @@ def _compile(core: Any, device: str) -> None:
     """
     import torch
 
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kernel_cache()))
+    _keep_kernels()
     try:
         torch.compile(torch.neg, backend=COMPILER)(torch.ones(2, device=device))
     except Exception as error:  # whatever a compiler, a linker or a driver has to say
@@ -222,6 +227,16 @@ def _compile(core: Any, device: str) -> None:
     blocks = [block for block in core.modules() if type(block).__name__ in (repeated or ())] or [core]
     for block in blocks:
         block.forward = torch.compile(block.forward, backend=COMPILER)
+
+
+def _keep_kernels() -> None:
+    """Have kernels kept for the user, unless somebody has said where: torch itself says a folder of the machine's that
+    a restart empties, as soon as it is imported.
+    """
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    if os.environ.get(CACHE_VARIABLE) in (None, default_cache_dir()):
+        os.environ[CACHE_VARIABLE] = str(kernel_cache())
 
 
 def kernel_cache() -> Path:

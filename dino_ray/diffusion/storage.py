@@ -27,7 +27,10 @@ PACKAGES: Mapping[Quantizer, str] = {
 }
 """Who quantises."""
 
-PRE_QUANTIZED = ("bitsandbytes", "torchao")
+QUANTIZED_IN_PLACE = ("bitsandbytes", "torchao")
+"""Who loads weights straight onto the device."""
+
+PRE_QUANTIZED = (*QUANTIZED_IN_PLACE, "gguf")
 """Quantised checkpoints that can be loaded, by ``quant_method`` of a component's config.json."""
 
 WINDOW_MULTIPLE = 4

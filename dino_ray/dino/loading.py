@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from dino_ray import hub
 from dino_ray.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ ALIASES = {
     "dinov3-large": "facebook/dinov3-vitl16-pretrain-lvd1689m",
 }
 """Short names for models on the Hugging Face hub. DINOv3's must be asked for there first."""
+
+_LICENCES = {name: "DINOv3 License" for name in ALIASES if name.startswith("dinov3")}
+
+_WEIGHTS = ("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json")
 
 CLASSES = {
     "dinov2": ("transformers.models.dinov2.modeling_dinov2", "Dinov2Model"),
@@ -143,7 +148,9 @@ def describe(name: str = BUNDLED) -> DinoFacts:
         Nothing of that name can be found, or it is not a DINO model.
     """
     folder = _folder(name)
-    path = folder / "config.json" if folder else Path(_from_hub(name, "config.json"))
+    if folder is None:
+        folder = hub.snapshot(_repo(name), ["config.json"])
+    path = folder / "config.json"
     if not path.is_file():
         raise UsageError(
             f"--dino {name}: no config.json in {folder}; name a folder saved by transformers' save_pretrained"
@@ -165,8 +172,8 @@ def load(name: str = BUNDLED, device: str = "cpu", dtype: Dtype = "float32") -> 
         completed by random weights.
     """
     facts = describe(name)
-    folder = _folder(name)
-    if folder is not None and not any(folder.glob("*.safetensors")):
+    folder = fetch(name)
+    if not any(folder.glob("*.safetensors")):
         raise UsageError(
             f"--dino {name}: no .safetensors file in {folder}; other formats can run code and are not read"
         )
@@ -177,8 +184,9 @@ def load(name: str = BUNDLED, device: str = "cpu", dtype: Dtype = "float32") -> 
         with _quiet():
             module, class_name = CLASSES[facts.model_type]
             model, info = getattr(importlib.import_module(module), class_name).from_pretrained(
-                folder or ALIASES.get(name, name),
+                folder,
                 use_safetensors=True,
+                local_files_only=True,
                 dtype=getattr(torch, dtype),
                 ignore_mismatched_sizes=True,  # or transformers raises an error that names no weight
                 output_loading_info=True,
@@ -196,15 +204,25 @@ def load(name: str = BUNDLED, device: str = "cpu", dtype: Dtype = "float32") -> 
     return Dino(facts, model, torch.device(device))
 
 
+def fetch(name: str) -> Path:
+    """The folder with a model's files, downloaded first where it has to be; ``name`` as for `describe`.
+
+    Raises
+    ------
+    UsageError, JobError
+        Where that can't be done.
+    """
+    return _folder(name) or hub.snapshot(_repo(name), ["config.json", *_WEIGHTS], whole=_has_weights)
+
+
 def is_cached(name: str) -> bool:
     """Whether a hub's model lies in the local cache; asks no network."""
-    import huggingface_hub
+    folder = _repo(name).cached("config.json")
+    return folder is not None and _has_weights(folder)
 
-    repo = ALIASES.get(name, name)
-    return all(
-        isinstance(huggingface_hub.try_to_load_from_cache(repo, file), str)
-        for file in ("config.json", "model.safetensors")
-    )
+
+def _has_weights(folder: Path) -> bool:
+    return (folder / "model.safetensors").is_file()
 
 
 def _folder(name: str) -> Path | None:
@@ -224,31 +242,11 @@ def _folder(name: str) -> Path | None:
     return None
 
 
-def _from_hub(name: str, filename: str) -> str:
-    from huggingface_hub import errors, hf_hub_download
-
-    repository = ALIASES.get(name, name)
-    try:
-        path: str = hf_hub_download(repository, filename)
-    except errors.GatedRepoError as error:
-        raise UsageError(
-            f"--dino {name}: {repository} is gated; accept its licence on huggingface.co, then run"
-            " `hf auth login`"
-        ) from error
-    except errors.LocalEntryNotFoundError as error:
-        raise UsageError(
-            f"--dino {name}: {repository} is not in the local cache and the hub cannot be reached;"
-            " go online, or name a folder"
-        ) from error
-    except errors.EntryNotFoundError as error:
-        raise UsageError(
-            f"--dino {name}: {repository} has no {filename}; it is not a transformers model"
-        ) from error
-    except (errors.HFValidationError, errors.RepositoryNotFoundError) as error:
-        raise UsageError(f"--dino {name}: no folder and no hub repository of that name") from error
-    except (OSError, errors.HfHubHTTPError) as error:
-        raise UsageError(f"--dino {name}: the hub answered: {_first_line(error)}") from error
-    return path
+def _repo(name: str) -> hub.Repo:
+    repo = hub.parse(ALIASES.get(name, name), "--dino", _LICENCES.get(name, ""))
+    if repo is None:
+        raise UsageError(f"--dino {name}: no folder and no hub repository of that name")
+    return repo
 
 
 def _facts(name: str, config: dict[str, Any]) -> DinoFacts:

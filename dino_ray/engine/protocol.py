@@ -19,7 +19,7 @@ from dino_ray.raster.source import SourceInfo
 if TYPE_CHECKING:
     import numpy as np
 
-    from dino_ray.diffusion.denoiser import Denoiser
+    from dino_ray.diffusion.denoiser import Denoiser, Embeddings
     from dino_ray.diffusion.families.family import Picture
     from dino_ray.dino.calibration import Calibration
     from dino_ray.dino.features import FeatureLevel, FeatureMap
@@ -61,6 +61,9 @@ class ReplicaSpec:
     text: Callable[[Sequence[str], Picture], Mapping[str, TextArrays]] | None = None
     """Prompts to each one's embeddings, with the source to look at; None where the model takes no text. Only one
     replica, for one call, holds the encoders."""
+    image: Callable[[], Callable[[Sequence[np.ndarray]], Embeddings]] | None = None
+    """What looks at the pictures of an image prompt, each (h, w, 3) in [0, 1], and makes embeddings of them; None:
+    there is none. Where it looks at the whole source, only one replica, for one call, holds it."""
     captioner: Callable[[], Captioner] | None = None
     """None: what regions show is not looked for."""
     threads: int = 1
@@ -85,6 +88,8 @@ class Guide:
     """Where tiles are told something else than the general prompt."""
     text: Mapping[str, TextArrays] = field(default_factory=dict)
     """Embeddings by prompt, the negative one among them."""
+    image: TextArrays = field(default_factory=dict)
+    """Embeddings of the source as an image prompt."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,8 @@ class ImageTask:
     """The part of the steps in which it is."""
     text_sees_source: bool = False
     """Whether the model's text encoder looks at the source while it reads the prompt."""
+    image_prompt: Literal["image", "tile"] | None = None
+    """What an image prompt looks at: the source, or each tile's base; None: there is none."""
     dino_tokens: bool = False
     """Whether the model attends to the source's features."""
     dino_strength: float = 0.0

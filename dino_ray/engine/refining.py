@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -34,6 +34,8 @@ class Models:
     denoiser: Denoiser
     dino: Dino | None = None
     """None: nothing is guided or verified by DINO."""
+    image: Callable[[Sequence[np.ndarray]], Embeddings] | None = None
+    """What looks at tiles as image prompts; None: nothing does."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,8 @@ def _draft(
             _conditioning(denoiser, task, guide, effort.strength, base, rects),
             control=_control(task, pixels, base, sigmas.tolist()),
         )
+        if models.image is not None:
+            conditioning = replace(conditioning, image=models.image([tile.base for tile in tiles]))
         amend = _amend(models, task, guide, effort, base, rects, sigmas.tolist(), stop)
 
         def before_step(step: int) -> None:
@@ -188,6 +192,7 @@ def _conditioning(
         text=text(told[0]) if len(set(told)) == 1 else stacked([text(prompt) for prompt in told]),
         negative=text(task.negative_prompt),
         cfg=task.cfg,
+        image={name: there(array) for name, array in guide.image.items()},
         reference=base if denoiser.description.takes_reference else None,
         dino=dino,
     )

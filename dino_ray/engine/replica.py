@@ -38,11 +38,14 @@ from dino_ray.upsample import base_tile, unit_range
 if TYPE_CHECKING:
     import torch
 
-    from dino_ray.diffusion.denoiser import Denoiser
+    from dino_ray.diffusion.denoiser import Denoiser, Embeddings
     from dino_ray.dino.loading import Dino
     from dino_ray.upsample import Upsampler
 
 __all__ = ["Cancelled", "OutOfMemory", "Replica", "Stop", "merge", "never", "peak_rss_mb"]
+
+IMAGE_PROMPT_SIDE = 1024
+"""What an image prompt sees of the source, source_px at most; encoders look at 224 to 384 px of it."""
 
 
 class Replica:
@@ -62,6 +65,7 @@ class Replica:
         self._upsampler: Upsampler | None = None
         self._denoiser: Denoiser | None = None
         self._dino: Dino | None = None
+        self._image_encoder: Callable[[Sequence[np.ndarray]], Embeddings] | None = None
         self._text: tuple[object, Mapping[str, TextArrays]] | None = None
         """What was encoded last, and of what."""
         self._thrift = Thrift()
@@ -113,6 +117,11 @@ class Replica:
         watch = Stopwatch()
         self._make_reproducible()
         seen = self._study(task, watch, stop)
+        if self._spec.image is not None and task.image_prompt == "image":
+            heed(stop)
+            with watch("image_prompt"):
+                embeddings = self._spec.image()([_reduced(task.source, IMAGE_PROMPT_SIDE)])
+                seen = replace(seen, image={name: value.cpu().numpy() for name, value in embeddings.items()})
         if self._spec.text is None:
             return seen, watch.timings()
         regions = self._captions(task, watch, stop) or task.regions
@@ -258,7 +267,12 @@ class Replica:
         if not refines or self._denoiser is None:
             return bases, ()
         take()
-        models = Models(self._denoiser, self._dino)
+        if self._image_encoder is None and self._spec.image is not None and task.image_prompt == "tile":
+            with watch("load"):
+                self._image_encoder = self._spec.image()
+        models = Models(
+            self._denoiser, self._dino, self._image_encoder if task.image_prompt == "tile" else None
+        )
 
         def work(batch: Sequence[Tile]) -> Sequence[Refined]:
             return refine_batch(models, batch, task, guide, watch, stop)

@@ -1,7 +1,7 @@
 """Peak memory of a job's processes where nobody has measured it.
 
-Put together from the constants below, which were measured on Linux. Of a model's replica only where that is the bundled
-one and runs on the CPU: others' weights and a GPU's libraries are not known.
+Put together from the constants below, which were measured on Linux, and, of models other than the bundled one, from
+what is counted of their components. Not of a replica on a GPU, whose libraries' host memory is not known.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ class Shape:
     """How the format is written: from top to bottom by libvips, block by block, or with all of it in memory."""
     batch: int = 1
     """Tiles that a replica refines at once."""
+    model_bytes: float | None = None
+    """Of a replica that runs another model on the CPU: its weights, and the work on its tiles. None: not known."""
 
 
 def typical_memory(shape: Shape, feature_bytes: int = 0) -> dict[str, float]:
@@ -70,6 +72,9 @@ def typical_memory(shape: Shape, feature_bytes: int = 0) -> dict[str, float]:
             TORCH_MB[shape.refines]
             + (TILE_BYTES[shape.refines] * shape.tile_pixels * shape.batch + feature_bytes) / MB
         )
+    elif shape.model_bytes is not None:
+        # The rest that it holds is hidden by what a large model takes, but for the libraries.
+        replica = TORCH_MB["bundled"] + (shape.model_bytes + feature_bytes) / MB
     if shape.engine == "ray":
         worker = PROCESS_MB + RAY_WORKER_MB
         made = {"driver": PROCESS_MB + RAY_DRIVER_MB + export, "merge": worker + merge}
@@ -78,5 +83,5 @@ def typical_memory(shape: Shape, feature_bytes: int = 0) -> dict[str, float]:
         return {}
     # One process is all three. What torch and the weights take stays; what tiles take makes room for the export.
     tiles = PROCESS_MB + max(replica, merge)
-    driver = max(tiles, PROCESS_MB + TORCH_MB[shape.refines or "lanczos"] + export)
+    driver = max(tiles, PROCESS_MB + TORCH_MB[shape.refines or "bundled"] + export)
     return {"driver": driver, "merge": tiles, "replica": tiles}

@@ -38,7 +38,8 @@ from dino_ray.raster.export import tiff, webp
 from dino_ray.raster.export.formats import PYRAMID_FROM_PIXELS
 from dino_ray.raster.source import IngestStopped, Source, SourceInfo, ingest, open_source, stored_bytes
 from dino_ray.request import Image, check_file
-from dino_ray.resolve import Settings, resolve
+from dino_ray.resolve import resolve
+from dino_ray.settings import Settings
 
 TILES_ASIDE = {"lanczos": 6, "net": 4}
 """Tiles in a row and a column of the warm image, by what the base is made with: a second or two for resampling."""

@@ -13,7 +13,7 @@ from dino_ray.forecast.memory import Shape
 from dino_ray.places import is_url
 from dino_ray.raster.source import needs_bytes, stored_bytes
 from dino_ray.request import Image
-from dino_ray.resolve import Settings
+from dino_ray.settings import Settings
 
 BY_BLOCKS = ("tif", "tiff", "ome.zarr", "ome-zarr")
 """How the names of formats end, and of their files, that are written block by block."""
@@ -55,8 +55,9 @@ def shape_of(image: Image, config: UpscaleConfig, settings: Settings) -> Shape:
     known: Literal["lanczos", "net", "bundled"] | None = settings.base
     if settings.model is not None:
         known = "bundled" if settings.model.name == "bundled" else None
-    if known != "lanczos" and _uses_a_gpu(config):
-        known = None
+    model_bytes = settings.host_bytes
+    if (known != "lanczos" or model_bytes is not None) and _uses_a_gpu(config):
+        known = model_bytes = None
     name = settings.export.format or str(image.output).lower()
     tile_pixels = grid.xs.tile * grid.ys.tile
     return Shape(
@@ -68,6 +69,7 @@ def shape_of(image: Image, config: UpscaleConfig, settings: Settings) -> Shape:
         row_bytes=grid.width * info.bands * np.dtype(image.dtype).itemsize,
         band_rows=grid.ys.cell,
         batch=settings.batch,
+        model_bytes=model_bytes,
         export="whole" if name.endswith("webp") else "blocks" if name.endswith(BY_BLOCKS) else "rows",
     )
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dino_ray.config import UpscaleConfig
     from dino_ray.raster.canvas import Canvas
     from dino_ray.request import Image
-    from dino_ray.resolve import Settings
+    from dino_ray.settings import Settings
 
 MODEL_STAGES = ("base", "encode", "steps", "decode", "verify")
 """The stages of a tile that are bare model time; whatever else a run costs, this system adds."""

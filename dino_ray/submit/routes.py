@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from dino_ray import places
 from dino_ray.config import option_name
+from dino_ray.diffusion import lora_file
 from dino_ray.errors import UsageError
 from dino_ray.jobfolder import default_place
 
@@ -97,18 +98,21 @@ def for_cluster(options: Mapping[str, Any], common: Means, results: Sequence[str
         If an option names a folder that the cluster does not see.
     """
     there = {name: value for name, value in options.items() if name != "address"}
-    for name in ("model", "dino", "dino_adapter"):
+    for name in ("model", "components", "vae", "dino", "dino_adapter", "image_prompt"):
         value = there.get(name)
-        file = name == "dino_adapter"  # the others may be names of something on the hub
-        if value is not None and (file or os.path.isdir(os.path.expanduser(value))):
+        adapter = name == "dino_adapter"  # the others may be names of something on the hub
+        if value is not None and (adapter or os.path.exists(os.path.expanduser(value))):
             path = os.path.abspath(os.path.expanduser(value))
             if not common.sees(path):
+                kind = "folder" if os.path.isdir(path) else "file"
                 raise UsageError(
-                    f"{option_name(name)} {value}: is a {'file' if file else 'folder'} of this machine; have the "
+                    f"{option_name(name)} {value}: is a {kind} of this machine; have the "
                     "cluster's nodes see it under the same name and say so with --shared-dir"
-                    f"{'' if file else ', or name a model of the hub'}"
+                    f"{'' if adapter else ', or name a model of the hub'}"
                 )
             there[name] = path
+    if "lora" in there:
+        there["lora"] = tuple(_lora(option, common) for option in there["lora"])
     job_dir = there.get("job_dir")
     if job_dir is not None and not places.is_url(job_dir):
         if not common.sees(job_dir):
@@ -121,6 +125,20 @@ def for_cluster(options: Mapping[str, Any], common: Means, results: Sequence[str
         there["job_dir"] = seen
     there["shared"] = "job_dir" in there
     return there
+
+
+def _lora(option: str, common: Means) -> str:
+    """A ``--lora`` as it has to be on the cluster; what is no file here may be one of the hub."""
+    name, weight = lora_file.split(option)
+    path = os.path.abspath(os.path.expanduser(name))
+    if not os.path.exists(path):
+        return option
+    if not common.sees(path):
+        raise UsageError(
+            f"--lora {option}: is a file of this machine; have the cluster's nodes see it under the same name and say "
+            "so with --shared-dir, or name one of the hub"
+        )
+    return path + weight
 
 
 def _beside(results: Sequence[str], common: Means) -> str | None:

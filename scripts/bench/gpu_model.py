@@ -187,8 +187,9 @@ def make(geometry: Geometry, device: str, steps: int) -> Bench:
         model.eval().requires_grad_(False)
     stock = FluxImg2ImgPipeline(scheduler, stock_vae, None, None, None, None, transformer)
     stock.set_progress_bar_config(disable=True)
+    vae.enable_slicing()  # this and the next as ``loading`` does
     if device == "cuda":
-        speed.lay_out_convolutions(vae)  # as ``loading`` does
+        speed.lay_out_convolutions(vae)
     models = {"transformer": transformer, "vae": vae}
     denoiser = build(Loaded(models, dict.fromkeys(models, place)), configs, describe("FLUX.1", configs))
     return Bench(geometry, denoiser, stock, place, {k: v.float() for k, v in text.items()}, steps)

@@ -208,7 +208,7 @@ def test_going_on_with_other_options_is_refused(photos, tmp_path, small_tiles):
     [
         (["--out", "x.pt"], "must end in .safetensors"),
         (["--out", "/no/such/folder/x.safetensors"], "does not exist"),
-        (["--model", "nonsense"], "unknown model"),
+        (["--model", "nonsense"], "no such file, folder or known name"),
         (["--model", "none"], "--model none"),
         (["--dino", "nonsense"], "--dino nonsense"),
         (["--crop", "50"], "multiple of 16"),

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dino_ray.config import UpscaleConfig
+from dino_ray.diffusion import published
 from dino_ray.diffusion.denoiser import Description
 from dino_ray.diffusion.families import family_of
 from dino_ray.diffusion.families.flow_schedule import Schedule
@@ -145,9 +146,8 @@ def kontext(monkeypatch):
     """Options of a job with Kontext."""
     from dino_ray.diffusion import loading
 
-    monkeypatch.setattr(loading, "describe", lambda *args: KONTEXT)
     monkeypatch.setattr(loading, "find_sketch", lambda *args: None)
-    return {"model": "kontext", "dino": "bundled"}
+    return {"model": str(published.folder("flux-kontext")), "dino": "bundled", "fit": "off"}
 
 
 def test_kontext_starts_from_noise_alone_and_says_so(kontext, caplog):
@@ -166,11 +166,11 @@ def test_kontext_starts_from_noise_alone_and_says_so(kontext, caplog):
 def test_a_tile_beyond_the_positions_that_sd3_knows_is_refused(monkeypatch):
     from dino_ray.diffusion import loading
 
-    monkeypatch.setattr(loading, "describe", lambda *args: sd3("sd3"))
     monkeypatch.setattr(loading, "find_sketch", lambda *args: None)
-    assert resolve(UpscaleConfig(model="sd3", dino="bundled", tile=3072)).tile == 3072
+    options = {"model": str(published.folder("sd3-medium")), "dino": "bundled", "fit": "off"}
+    assert resolve(UpscaleConfig(**options, tile=3072)).tile == 3072
     with pytest.raises(UsageError, match=r"--tile 3088: .* 3072 px at most"):
-        resolve(UpscaleConfig(model="sd3", dino="bundled", tile=3088))
+        resolve(UpscaleConfig(**options, tile=3088))
     assert sd3("small", pos_embed_max_size=32).tile == 512
 
 

@@ -84,9 +84,9 @@ def texts(folder):
 @pytest.fixture(scope="module")
 def conditioning(texts, denoiser, edits):
     pixels = torch.from_numpy(np.asarray(image(), np.float32) / 255).permute(2, 0, 1)[None]
-    return Conditioning(
-        *(texts[prompt] for prompt in PROMPTS), SCALE, denoiser.encode(pixels) if edits else None
-    )
+    positive, negative = (texts[prompt] for prompt in PROMPTS)
+    reference = denoiser.encode(pixels) if edits else None
+    return Conditioning(text=positive, negative=negative, cfg=SCALE, reference=reference)
 
 
 def of_batch(conditioning, batch):

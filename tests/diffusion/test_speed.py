@@ -11,6 +11,7 @@ import torch
 from parity import latents, refined
 from tiny import make_tiny_flux
 from tiny_flows import make_tiny
+from tiny_qwen_image import make_tiny_qwen_image
 from tiny_stable_diffusion import make_tiny_stable_diffusion
 
 from dino_ray.config import UpscaleConfig
@@ -201,6 +202,32 @@ def test_a_network_that_names_no_blocks_is_compiled_whole(compiler, tmp_path: Pa
     assert counted()["calls_captured"] > before
 
 
+def test_kernels_are_kept_for_the_user_unless_somebody_says_where(
+    compiler, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._inductor.runtime.cache_dir_utils import cache_dir, default_cache_dir
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "own"))
+    loaded(folder, compile=True)
+    assert cache_dir() == str(tmp_path / "own")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", default_cache_dir())  # as torch does by itself
+    loaded(folder, compile=True)
+    assert cache_dir() == str(tmp_path / "home" / "dino-ray" / "kernels")
+
+
+def test_blocks_kept_in_eight_bits_are_compiled_too(compiler, folder: Path, text) -> None:
+    made = [
+        refined(
+            loading.load(str(folder), "cpu", "transformer=fp8,vae=fp32", options=ModelOptions(compile=on)),
+            Conditioning(text=text),
+            *(0.5, 1, 8, 8),
+        )[2]
+        for on in (True, False)
+    ]
+    torch.testing.assert_close(*made, rtol=0, atol=0.02)
+
+
 @pytest.mark.slow
 def test_compiled_kernels_make_the_same_latents_and_are_kept_on_disk(
     folder: Path, text, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -277,6 +304,24 @@ def test_an_editors_steps_are_skipped_too(tmp_path: Path) -> None:
     assert one.runs == 1
 
 
+def test_each_of_two_questions_a_step_is_skipped_by_its_own_answers(tmp_path: Path) -> None:
+    folder = make_tiny_qwen_image(tmp_path)
+    model, whole = loaded(folder, step_cache=1.0), loaded(folder)
+    runs: list[int] = []
+    model._core.transformer_blocks[-1].attn.register_forward_hook(lambda *of: runs.append(1))
+    width = model._core.config.joint_attention_dim
+    mask = torch.ones(1, 5, dtype=torch.long)
+    texts = [
+        {"prompt_embeds": torch.full((1, 5, width), value), "prompt_embeds_mask": mask}
+        for value in (0.5, -0.5)
+    ]
+    sigmas, x = model.sigmas(0.5, STEPS, (8, 8)), latents(model, 8, 8)
+    conditioning = Conditioning(text=texts[0], negative=texts[1], cfg=3.0)
+    made = [sample(each, x, sigmas, conditioning) for each in (model, whole)]
+    assert len(runs) == 2
+    assert 0 < (made[0] - made[1]).abs().max() < 0.5
+
+
 def test_what_one_tile_left_in_a_step_cache_never_reaches_another(folder: Path, text) -> None:
     alone = [Counted(folder, 1.0).sampled(text, seed) for seed in (0, 7)]
     one = Counted(folder, 1.0)
@@ -317,6 +362,8 @@ def test_what_a_model_cannot_do_is_refused_before_any_work(folder: Path, tmp_pat
         loading.describe(str(unet), options=ModelOptions(step_cache=0.1))
     with pytest.raises(UsageError, match=r"--step-cache: .* by --controlnet"):
         loading.describe(str(folder), options=ModelOptions(step_cache=0.1, controlnet="x/y"))
+    with pytest.raises(UsageError, match=r"--compile: .* --offload sequential .*; give --offload group"):
+        loading.describe(str(folder), options=ModelOptions(compile=True, offload="sequential"))
     for option, given in (("compile", True), ("attention", "sdpa"), ("step_cache", 0.1)):
         name = "--" + option.replace("_", "-")
         with pytest.raises(UsageError, match=f"{name}: the model .* is too small"):

@@ -45,7 +45,7 @@ def conditioning(folder, denoiser):
     return Conditioning(text=text["a red fox"], negative=text["dull"], cfg=SCALE)
 
 
-def theirs(stock, denoiser, conditioning, sigmas, start, *, negative=True, scale=SCALE):
+def theirs(stock, denoiser, conditioning, sigmas, start, *, negative=True, scale=SCALE, **more):
     """Latents of the stock pipeline, from where ours start: in its own terms, signal of full size plus noise."""
     levels = (sigmas / (1 - sigmas)).tolist()
     schedule = stock.scheduler
@@ -73,6 +73,7 @@ def theirs(stock, denoiser, conditioning, sigmas, start, *, negative=True, scale
             output_type="latent",
             **sizes,
             **text,
+            **more,
         ).images
     finally:
         schedule.set_timesteps = once

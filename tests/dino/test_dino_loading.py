@@ -192,15 +192,15 @@ class TestErrors:
 
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-        assert "cannot be reached" in self.message("nobody/dinov2-nothing")
+        assert "can't be reached" in self.message("nobody/dinov2-nothing")
         assert "facebook/dinov2-small" in self.message("dinov2-small")
 
     @pytest.mark.parametrize(
         ("kind", "says"),
         [
             ("GatedRepoError", "gated"),
-            ("RepositoryNotFoundError", "no hub repository"),
-            ("EntryNotFoundError", "has no"),
+            ("RepositoryNotFoundError", "no such model on the Hugging Face hub"),
+            ("LocalEntryNotFoundError", "can't be reached"),
         ],
     )
     def test_what_the_hub_refuses(self, monkeypatch: pytest.MonkeyPatch, kind: str, says: str) -> None:
@@ -208,8 +208,8 @@ class TestErrors:
 
         error = getattr(huggingface_hub.errors, kind)
 
-        def refuse(*_: object) -> str:
+        def refuse(*_: object, **__: object) -> str:
             raise error.__new__(error)
 
-        monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
         assert says in self.message("somebody/something")

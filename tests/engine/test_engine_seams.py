@@ -89,6 +89,28 @@ def test_the_seam_of_a_panorama_at_180_degrees_has_the_energy_of_a_whole_image_p
     assert all(abs(ratio) < 0.005 for ratio in kept)
 
 
+@pytest.mark.parametrize("width", [TILE, TILE // 2])
+def test_a_panorama_no_wider_than_a_tile_closes_as_a_whole_image_pass_does(
+    tmp_path: Path, width: int
+) -> None:
+    denoise = 0.6
+    panorama = make_field(width, seed=1, closed=True)
+    around = grid_of(width, TILE, 16, wrap=True)
+    assert around.xs.n_tiles == 2  # the edges of one are the middle of the other
+    merged = refined(tmp_path / "around", panorama, around, denoise, GrfDenoiser())
+    one_tile = grid_of(width, width, 0)
+    whole = refined(tmp_path / "whole", panorama, one_tile, denoise, GrfDenoiser(closed=True))
+    open_ = refined(tmp_path / "open", panorama, one_tile, denoise, GrfDenoiser())
+
+    def at_the_edge(image: np.ndarray) -> float:
+        """Mean distance from the whole pass, of the columns that meet, in levels of 255."""
+        columns = [0, 1, -2, -1]
+        return float(np.abs(image[:, columns].astype(float) - whole[:, columns]).mean() * 255 / 65535)
+
+    log.info("%d wide: %.3f around, %.3f open", width, at_the_edge(merged), at_the_edge(open_))
+    assert at_the_edge(merged) < at_the_edge(open_) / 20
+
+
 @pytest.mark.parametrize("turn", [24, 1, 95])
 @pytest.mark.parametrize(("scale", "overlap"), [(2, 16), (2, 0), (1, 32), (4, 16)])
 def test_a_panorama_turned_before_is_the_panorama_turned_after(

@@ -73,6 +73,17 @@ def test_an_adapter_has_to_be_seen_by_the_cluster(tmp_path: Path, monkeypatch: p
     assert seen["dino_adapter"] == str(tmp_path / "a.safetensors")
 
 
+def test_a_lora_and_an_image_prompt_have_to_be_seen_by_the_cluster(tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    file.touch()
+    for options in ({"lora": (f"{file}:0.5",)}, {"image_prompt": str(file)}, {"image_prompt": str(tmp_path)}):
+        with pytest.raises(UsageError, match=r"^--(lora|image-prompt) .*is a (file|folder) of this machine"):
+            for_cluster(options, Means(), ["a.png"])
+        assert for_cluster(options, Means((str(tmp_path),)), ["a.png"]).items() >= options.items()
+    hub = {"lora": ("some/lora:0.5",), "image_prompt": "some/redux"}
+    assert for_cluster(hub, Means(), ["a.png"]).items() >= hub.items()
+
+
 def test_a_job_folder_of_this_machine_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--job-dir"):
         for_cluster({"job_dir": str(tmp_path)}, Means(), ["a.png"])

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from dino_ray.diffusion.denoiser import Description
+from dino_ray.diffusion.lora_file import LoraLayers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,6 +18,9 @@ Configs: TypeAlias = Mapping[str, Mapping[str, Any]]
 
 Picture: TypeAlias = "Callable[[int], np.ndarray]"
 """The source, reduced to at most so many px on its longer side: (h, w, 3) float32 in [0, 1]."""
+
+ImagePromptKind = Literal["redux", "ip-adapter", "ip-adapter-plus"]
+"""Kinds of models that let a picture speak beside the prompt; ``plus`` looks at CLIP's patches."""
 
 
 def no_picture(side: int) -> np.ndarray:
@@ -52,6 +56,10 @@ class Family:
     """diffusers' first-block cache works with its blocks."""
     optional: frozenset[str] = frozenset()
     """Those of ``text`` that a model may do without, where its index leaves them empty."""
+    lora: LoraLayers | None = None
+    """By what a LoRA for its core is known; None: it takes none."""
+    image_prompts: Mapping[ImagePromptKind, Callable[[Mapping[str, Any]], int]] = field(default_factory=dict)
+    """Kinds of image prompts that it takes, with the core's config to the channels of the tokens that it reads."""
     controlnet: str | None = None
     """Class, in diffusers, of the ControlNets that it takes."""
     tiny_vae: str | None = None

@@ -100,8 +100,11 @@ class FluxDenoiser(FlowDenoiser):
         device = self.device
         rows, cols = h // PATCH, w // PATCH
         tokens, positions = picture_tokens(x, conditioning.reference, REFERENCE, device)
-        prompt = self._text(text, "prompt_embeds", batch)
+        prompt = self._prompt(text, conditioning, batch)
         context = lay_out(prompt, adapted(conditioning.dino, self._adapter, device), (rows, cols))
+        attention: dict[str, Any] = dict(context.attention(len(positions)))
+        if (seen := self._image(conditioning, "image_embeds", batch)) is not None:
+            attention["ip_adapter_image_embeds"] = [seen]
         velocity: Tensor = self._core(
             hidden_states=self._place.put(tokens),
             timestep=torch.full((batch,), sigma, device=device),
@@ -112,11 +115,17 @@ class FluxDenoiser(FlowDenoiser):
             encoder_hidden_states=context.tokens,
             txt_ids=context.positions,
             img_ids=positions,
-            joint_attention_kwargs=context.attention(len(positions)),
+            joint_attention_kwargs=attention,
             return_dict=False,
             **self._controlled(x, sigma, text, conditioning),
         )[0]
         return unpack(velocity[:, : rows * cols].float(), h, w)
+
+    def _prompt(self, text: Embeddings, conditioning: Conditioning, batch: int) -> Tensor:
+        """The prompt's tokens, and an image prompt's behind them."""
+        tokens = self._text(text, "prompt_embeds", batch)
+        seen = self._image(conditioning, "image_tokens", batch)
+        return tokens if seen is None else torch.cat([tokens, seen], dim=1)
 
     def _controlled(
         self, x: Tensor, sigma: float, text: Embeddings, conditioning: Conditioning
@@ -127,7 +136,7 @@ class FluxDenoiser(FlowDenoiser):
             return {}
         network, place = self._controlnet.model, self._controlnet.place
         batch, _, h, w = x.shape
-        prompt = place.put(self._text(text, "prompt_embeds", batch))
+        prompt = place.put(self._prompt(text, conditioning, batch))
         by_pixels = network.input_hint_block is not None
         double, single = network(
             hidden_states=place.put(pack(x)),

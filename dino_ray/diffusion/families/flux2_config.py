@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from dino_ray.diffusion.denoiser import Description, Guidance
+from dino_ray.diffusion.families import lora_layers
 from dino_ray.diffusion.families.family import Configs, Family
 from dino_ray.diffusion.families.flow_schedule import PATCH, Schedule
 from dino_ray.diffusion.families.flux_config import EDIT_PROMPT, OVERLAP, TILE
@@ -119,5 +120,6 @@ FAMILY = Family(
     module="dino_ray.diffusion.families.flux2",
     attention="plain",
     describe=describe,
+    lora=lora_layers.FLUX_2,
 )
 """The tiny decoder of its latents that is to be had, madebyollin/taef2, is no ``AutoencoderTiny``."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from dino_ray.diffusion.denoiser import Description
+from dino_ray.diffusion.families import lora_layers
 from dino_ray.diffusion.families.family import Configs, Family
 from dino_ray.diffusion.families.flow_schedule import PATCH, Schedule
 from dino_ray.errors import UsageError
@@ -123,6 +124,8 @@ FAMILY = Family(
     tokenizers=("tokenizer", "tokenizer_2"),
     module="dino_ray.diffusion.families.flux",
     describe=describe,
+    lora=lora_layers.FLUX,
+    image_prompts={"redux": text_width, "ip-adapter": text_width},
     attention="plain",
     step_cache=True,
     controlnet="FluxControlNetModel",
@@ -136,7 +139,9 @@ KONTEXT = replace(
     title="FLUX.1 Kontext",
     pipelines=frozenset({"FluxKontextPipeline", "FluxKontextInpaintPipeline"}),
     describe=describe_kontext,
+    image_prompts={},
     controlnet=None,
 )
 """The same transformer, trained to attend to a reference; only its pipeline's class tells it from FLUX.1. A family of
-its own, since DINO adapters and ControlNets are trained beside FLUX.1's text, and know of no reference."""
+its own, since DINO adapters, ControlNets and image prompts are trained beside FLUX.1's text, and know of no
+reference."""

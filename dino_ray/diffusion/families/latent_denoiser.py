@@ -213,6 +213,11 @@ class LatentDenoiser:
         assert scale is not None  # Description promises one wherever there is guidance
         return scale
 
+    def _image(self, conditioning: Conditioning, name: str, batch: int) -> Tensor | None:
+        """The image prompt's embedding of that name, for each tile of a batch; None where there is none."""
+        value = conditioning.image.get(name)
+        return None if value is None else self._place.put(value).expand(batch, *value.shape[1:])
+
     def _text(self, text: Embeddings, name: str, batch: int) -> Tensor:
         """The embedding of that name as the network takes it, for each tile of a batch."""
         if name not in text:

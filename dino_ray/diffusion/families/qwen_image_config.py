@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dino_ray.diffusion.denoiser import Description
+from dino_ray.diffusion.families import lora_layers
 from dino_ray.diffusion.families.family import Configs, Family, class_of
 from dino_ray.diffusion.families.flow_schedule import PATCH, Schedule
 from dino_ray.diffusion.families.flux_config import OVERLAP
@@ -134,7 +135,10 @@ FAMILY = Family(
     text=("text_encoder",),
     tokenizers=("tokenizer",),
     module="dino_ray.diffusion.families.qwen_image",
+    attention="masked",
+    step_cache=True,
     describe=describe,
+    lora=lora_layers.QWEN_IMAGE,
 )
 
 EDIT = Family(
@@ -145,6 +149,9 @@ EDIT = Family(
     text=("text_encoder",),
     tokenizers=("tokenizer", "processor"),
     module="dino_ray.diffusion.families.qwen_image",
+    attention="masked",
+    step_cache=True,
     describe=describe_editor,
+    lora=lora_layers.QWEN_IMAGE,
 )
 """The first, and those of 2509 and 2511, which diffusers calls Plus."""

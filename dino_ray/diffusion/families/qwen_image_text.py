@@ -40,11 +40,16 @@ def encode_text(
     area = PICTURE_AREAS.get(configs["index"]["_class_name"])
     with stock_pipeline(_without_video(parts), configs) as pipeline:
         if area is None:
-            return {prompt: _embeddings(_cut(pipeline.encode_prompt(prompt)[0])) for prompt in prompts}
+            return {
+                prompt: _embeddings(_cut(pipeline.encode_prompt(prompt, device=parts.device)[0]))
+                for prompt in prompts
+            }
         pipeline.processor = PictureReader(pipeline.processor, pipeline.tokenizer)
         pipeline.text_encoder.register_forward_pre_hook(_tell_picture_tokens, with_kwargs=True)
         image = _resized(picture, area, pipeline)
-        return {prompt: _embeddings(pipeline.encode_prompt(prompt, image)[0]) for prompt in prompts}
+        return {
+            prompt: _embeddings(pipeline.encode_prompt(prompt, image, parts.device)[0]) for prompt in prompts
+        }
 
 
 def _embeddings(embedded: Tensor) -> Embeddings:

@@ -57,11 +57,14 @@ class StableDiffusionDenoiser(LatentDenoiser):
 
     def _answer(self, x: Tensor, sigma: float, text: Embeddings, conditioning: Conditioning) -> Tensor:
         batch = len(x)
-        added = None
+        added: dict[str, Any] | None = None
         if self._description.family == "sdxl":
             pooled = self._text(text, "pooled_prompt_embeds", batch)
             sizes = self._size_ids(x, pooled.shape[-1], positive=text is conditioning.text)
             added = {"text_embeds": pooled, "time_ids": sizes}
+        name = "image_embeds" if text is conditioning.text else "negative_image_embeds"
+        seen = self._image(conditioning, name, batch)
+        shown = {} if seen is None else {"image_embeds": [seen]}
         asked = (
             self._place.put(x / _length(sigma)),
             torch.full((batch,), self._schedule.timestep(sigma), device=self.device),
@@ -69,7 +72,7 @@ class StableDiffusionDenoiser(LatentDenoiser):
         )
         answer: Tensor = self._core(
             *asked,
-            added_cond_kwargs=added,
+            added_cond_kwargs={**(added or {}), **shown} or None,
             return_dict=False,
             **self._controlled(asked, added, self._acting(conditioning, sigma)),
         )[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dino_ray.diffusion.denoiser import Description
+from dino_ray.diffusion.families import lora_layers
 from dino_ray.diffusion.families.family import Configs, Family
 from dino_ray.diffusion.families.flow_schedule import PATCH, Schedule
 from dino_ray.diffusion.families.stable_diffusion_config import PROMPT
@@ -90,6 +91,7 @@ FAMILY = Family(
     tokenizers=("tokenizer", "tokenizer_2", "tokenizer_3"),
     module="dino_ray.diffusion.families.stable_diffusion_3",
     describe=describe,
+    lora=lora_layers.STABLE_DIFFUSION_3,
     optional=frozenset({"text_encoder_3"}),
     tiny_vae="madebyollin/taesd3",
 )

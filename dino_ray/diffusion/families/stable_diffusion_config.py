@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dino_ray.diffusion.denoiser import Description
+from dino_ray.diffusion.families import lora_layers
 from dino_ray.diffusion.families.discrete_schedule import DiscreteSchedule
 from dino_ray.diffusion.families.family import Configs, Family
 from dino_ray.errors import UsageError
@@ -66,6 +67,8 @@ FAMILY = Family(
     tokenizers=("tokenizer",),
     module="dino_ray.diffusion.families.stable_diffusion",
     describe=describe,
+    lora=lora_layers.UNET,
+    image_prompts={"ip-adapter": lora_layers.unet_text_width, "ip-adapter-plus": lora_layers.unet_text_width},
     controlnet="ControlNetModel",
     tiny_vae="madebyollin/taesd",
 )
@@ -79,6 +82,8 @@ XL = Family(
     tokenizers=("tokenizer", "tokenizer_2"),
     module="dino_ray.diffusion.families.stable_diffusion",
     describe=describe,
+    lora=lora_layers.UNET,
+    image_prompts={"ip-adapter": lora_layers.unet_text_width, "ip-adapter-plus": lora_layers.unet_text_width},
     optional=frozenset({"text_encoder"}),
     controlnet="ControlNetModel",
     tiny_vae="madebyollin/taesdxl",

@@ -55,12 +55,12 @@ def encode_text(
         Where a part can't be loaded.
     """
     with stock_pipeline(parts, configs) as pipeline:
-        return {prompt: _encode(pipeline, prompt) for prompt in prompts}
+        return {prompt: _encode(pipeline, prompt, parts.device) for prompt in prompts}
 
 
-def _encode(pipeline: Any, prompt: str) -> Embeddings:
+def _encode(pipeline: Any, prompt: str, device: str) -> Embeddings:
     (embedded,), _ = pipeline.encode_prompt(
-        prompt, do_classifier_free_guidance=False, max_sequence_length=TEXT_TOKENS
+        prompt, device=device, do_classifier_free_guidance=False, max_sequence_length=TEXT_TOKENS
     )
     if len(embedded) == TEXT_TOKENS:
         log.warning("the prompt fills the %d tokens that Z-Image reads: its end may be cut", TEXT_TOKENS)

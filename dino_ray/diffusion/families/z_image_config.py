@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dino_ray.diffusion.denoiser import Description
+from dino_ray.diffusion.families import lora_layers
 from dino_ray.diffusion.families.family import Configs, Family
 from dino_ray.diffusion.families.flow_schedule import PATCH, Schedule
 from dino_ray.diffusion.families.flux_config import OVERLAP
@@ -83,7 +84,9 @@ FAMILY = Family(
     text=("text_encoder",),
     tokenizers=("tokenizer",),
     module="dino_ray.diffusion.families.z_image",
+    attention="masked",
     describe=describe,
+    lora=lora_layers.Z_IMAGE,
     tiny_vae="madebyollin/taef1",
 )
 """Its latents, and so the tiny decoder of them, are FLUX.1's."""
