@@ -118,7 +118,7 @@ class DinoFidelity:
 def named(dino: str) -> str:
     """The DINO model that ``auto`` means here: the good one where it is cached, else the bundled one."""
     from dino_ray.dino import loading
-    from dino_ray.resolve import GOOD_DINO
+    from dino_ray.dino_settings import GOOD_DINO
 
     if dino != "auto":
         return dino

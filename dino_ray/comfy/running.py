@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dino_ray.raster.canvas import Canvas
     from dino_ray.report.run import UpscaleReport
     from dino_ray.request import Image
-    from dino_ray.resolve import Settings
+    from dino_ray.settings import Settings
     from dino_ray.upsample import Upsampler
 
 

@@ -163,7 +163,7 @@ class DinoUpscale:
             else:  # nothing but the base is left
                 options |= {"model": "none", "base": "net", "tile": tile_width}
             config = UpscaleConfig.parse(options)
-            settings = resolve(config, description)
+            settings = resolve(config, loaded=description)
             notes = _notes(wired, dino_enabled, dino_strength) if denoise > 0 else ()
             with borrowed(settings.dino) as seeing:
 

@@ -2,9 +2,9 @@
 
     python scripts/bench/comfyui.py --comfyui PATH [--python PYTHON]
 
-Models are random, made from config with ComfyUI's own classes; nothing is fetched. First a server is started, and both
-shipped workflows are sent to it. Then, in one process, the node with DINO off and a loop over ComfyUI's own sampler take
-turns on the same model, tiles and steps.
+Models are random, made from config with ComfyUI's own classes; nothing is fetched. First a server is started, and
+both shipped workflows are sent to it. Then, in one process, the node with DINO off and a loop over ComfyUI's own
+sampler take turns on the same model, tiles and steps.
 """
 
 from __future__ import annotations
