@@ -64,7 +64,9 @@ def _hush_libraries() -> None:
     """Keep what libraries warn of, such as GPU kernels that a machine without a GPU can't load, off the terminal."""
     for handler in logging.getLogger().handlers:
         handler.addFilter(_is_ours_or_an_error)
-    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # its parent is set anew when torch loads
+    logging.getLogger("torch.utils._pytree").setLevel(
+        logging.ERROR
+    )  # its parent is set anew when torch loads
     for library in ("DIFFUSERS", "TRANSFORMERS"):  # which have handlers of their own; workers inherit it
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
 
