@@ -92,9 +92,7 @@ def _metavar(annotation: Any) -> str:
 
 def _parts(annotation: Any) -> Iterator[Any]:
     """The members of a union, without what annotates them."""
-    if get_origin(annotation) is Annotated:
-        yield from _parts(get_args(annotation)[0])
-    elif get_origin(annotation) is tuple:  # of any length: given once for each
+    if get_origin(annotation) in (Annotated, tuple):  # a tuple of any length is given once for each
         yield from _parts(get_args(annotation)[0])
     elif get_origin(annotation) in (Union, UnionType):
         for part in get_args(annotation):

@@ -131,6 +131,12 @@ class UpscaleReport:
         return cls(**{**record, "stages": stages, "poisoned": poisoned, "replicas": replicas})
 
 
+def _as_json(record: dict[str, Any]) -> dict[str, Any]:
+    """As it will be read again: JSON knows lists and no tuples."""
+    read: dict[str, Any] = json.loads(json.dumps(record))
+    return read
+
+
 class Bookkeeper:
     """Hears all that happens to one image and sums it up.
 
@@ -213,7 +219,7 @@ class Bookkeeper:
         tiles, cells = self._grid_sizes
         poisoned = {int(tile): reason for tile, reason in poisoned_before.items()} | dict(self._work.poisoned)
         ledger.forget(poisoned)
-        used = asdict(settings)
+        used = _as_json({**asdict(settings), "dtype": str(settings.dtype)})
         model = used.pop("model")
         return UpscaleReport(
             output=image.output_name,
@@ -237,7 +243,7 @@ class Bookkeeper:
             peak_rss_mb={role: round(mb, 1) for role, mb in self._peaks.items()},
             model=model,
             dino=self._dino_report(settings),
-            config=config.model_dump(),
+            config=config.model_dump(mode="json"),
             settings=used,
             replicas=self.replicas(),
             copies=self._work.copies,
