@@ -13,7 +13,7 @@ from dino_ray.config import UpscaleConfig
 from dino_ray.errors import UsageError
 
 if TYPE_CHECKING:
-    from dino_ray.comfy.denoiser import Wired
+    from dino_ray.comfy.wiring import Wired
     from dino_ray.comfy.watched import Progress
     from dino_ray.engine.protocol import Engine, ReplicaSpec
 
@@ -133,7 +133,7 @@ class DinoUpscale:
         with on_node():
             import torch
 
-            from dino_ray.comfy.denoiser import OURS, Wired, describe
+            from dino_ray.comfy.wiring import OURS, Wired, describe
             from dino_ray.resolve import resolve
 
             arrays = images.to_arrays(image, mask)
