@@ -57,7 +57,7 @@ class Outcome:
     mask: Any
     """MASK: what is transparent."""
     heat_map: Any
-    """IMAGE: one map for each image."""
+    """IMAGE: one map for each image; black where DINO compared nothing."""
     report: str
     """JSON."""
 
@@ -105,7 +105,7 @@ def upscale_batch(
     def finished(image: Image, canvas: Canvas | None, report: UpscaleReport) -> None:
         assert canvas is not None
         made.append(canvas.read(Rect(0, 0, canvas.width, canvas.height)))
-        if len(maps) < len(made):  # no model, nothing that could have drifted
+        if len(maps) < len(made):  # nothing was compared
             from PIL import Image as Pictures
 
             maps.append(Pictures.new("RGB", progress.preview_size))
@@ -125,7 +125,7 @@ def upscale_batch(
         finished,
         time.monotonic(),
         strict=True,
-        draw=draw,
+        draw=draw if settings.verify else None,
         make_engine=engine,
     )
     image, mask = images.to_image(made)

@@ -13,8 +13,8 @@ from dino_ray.config import UpscaleConfig
 from dino_ray.errors import UsageError
 
 if TYPE_CHECKING:
-    from dino_ray.comfy.wiring import Wired
     from dino_ray.comfy.watched import Progress
+    from dino_ray.comfy.wiring import Wired
     from dino_ray.engine.protocol import Engine, ReplicaSpec
 
 CATEGORY = "image/upscaling"
@@ -41,7 +41,7 @@ class DinoUpscale:
     )
     OUTPUT_TOOLTIPS = (
         "The result.",
-        "Where the result drifted from the image, and what was done about it.",
+        "Where the result drifted from the image, and what was done about it; black where DINO compared nothing.",
         "What happened, as JSON.",
         "What is transparent in the result: the mask, enlarged as the image is.",
     )
