@@ -82,8 +82,8 @@ class Replica:
     def device(self) -> str:
         """What its models, once loaded, run on: ``cpu``, or the GPU's name."""
         device = getattr(self._denoiser or self._upsampler, "device", "cpu")
-        if str(device) == "cpu":
-            return "cpu"
+        if not str(device).startswith("cuda"):
+            return str(device)
         import torch
 
         return torch.cuda.get_device_name(device)

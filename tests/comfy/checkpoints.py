@@ -49,15 +49,13 @@ def main(comfyui: str, models: str, kind: str) -> None:
         from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
         large = kind == "sdxl"
-        unet = UNetModel(
+        shape = dict(
             image_size=32,
             in_channels=4,
-            out_channels=4,
             model_channels=320,
             num_res_blocks=[2, 2, 2] if large else [1, 1],
             channel_mult=[1, 1, 1] if large else [1, 1],
             transformer_depth=[0, 0, 2, 2, 10, 10] if large else [1, 1],
-            transformer_depth_output=[0, 0, 0, 2, 2, 2, 10, 10, 10] if large else [1, 1, 1, 1],
             transformer_depth_middle=10 if large else 1,
             num_heads=-1 if large else 8,
             num_head_channels=64 if large else -1,
@@ -71,8 +69,22 @@ def main(comfyui: str, models: str, kind: str) -> None:
             device="cpu",
             operations=operations,
         )
+        unet = UNetModel(
+            out_channels=4,
+            transformer_depth_output=[0, 0, 0, 2, 2, 2, 10, 10, 10] if large else [1, 1, 1, 1],
+            **shape,
+        )
         state = randomised(unet, torch.float16, "" if large else "model.diffusion_model.")
         if not large:
+            from comfy.cldm.cldm import ControlNet
+
+            write(randomised(ControlNet(hint_channels=3, **shape), torch.float16), "controlnet", kind)
+            layer = "lora_unet_input_blocks_1_1_transformer_blocks_0_attn2_to_v"
+            lora = {
+                f"{layer}.lora_up.weight": torch.randn(320, 4),
+                f"{layer}.lora_down.weight": torch.randn(4, 768),
+            }
+            write(lora, "loras", kind)
             from comfy.ldm.models.autoencoder import AutoencoderKL
 
             vae = AutoencoderKL(

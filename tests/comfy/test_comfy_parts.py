@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import tomllib
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,16 @@ def test_a_checkout_in_custom_nodes_shows_the_nodes(monkeypatch: pytest.MonkeyPa
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.NODE_CLASS_MAPPINGS is NODE_CLASS_MAPPINGS
+
+
+def test_requirements_in_comfyui_are_the_packages_own_but_torch() -> None:
+    root = Path(dino_ray.comfy.__file__).parents[2]
+    asked = tomllib.loads((root / "pyproject.toml").read_text())["project"]["dependencies"]
+    lines = [
+        line for line in (root / "requirements.txt").read_text().splitlines() if not line.startswith("#")
+    ]
+    assert lines == [each for each in asked if not each.startswith("torch>")]
+    assert len(lines) == len(asked) - 1
 
 
 @pytest.mark.parametrize("name", ["upscale", "ray_upscale"])

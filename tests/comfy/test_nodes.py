@@ -242,6 +242,19 @@ def test_cancel_ends_it_within_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(patcher.model.asked) == 1  # whose block, asked next, did not run
 
 
+def test_cancel_ends_the_node_without_a_model_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    show = fake_comfy.ProgressBar.update_absolute
+
+    def press(bar: Any, *args: Any) -> None:
+        fake_comfy.Management.pressed = True
+        show(bar, *args)
+
+    monkeypatch.setattr(fake_comfy.ProgressBar, "update_absolute", press)
+    with pytest.raises(fake_comfy.InterruptProcessingException):
+        DinoRayUpscale().run(image=picture(), model="none", address="none", scale_factor=2.0, tile=32)
+    assert len(fake_comfy.ProgressBar.made[0].updates) == 1
+
+
 def test_without_a_model_the_node_makes_what_the_command_makes() -> None:
     from dino_ray import upscale
 
