@@ -43,7 +43,7 @@ def on_node() -> Iterator[None]:
         raise NodeError(as_on_node(str(error))) from None
     except ModuleNotFoundError as error:
         raise NodeError(
-            f"the package {error.name} is missing: install requirements.txt of dino-ray into the Python that runs ComfyUI"
+            f"the package {error.name} is missing: install dino-ray's requirements.txt into ComfyUI's Python"
         ) from None
 
 

@@ -49,26 +49,26 @@ def main(comfyui: str, models: str, kind: str) -> None:
         from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
         large = kind == "sdxl"
-        shape = dict(
-            image_size=32,
-            in_channels=4,
-            model_channels=320,
-            num_res_blocks=[2, 2, 2] if large else [1, 1],
-            channel_mult=[1, 1, 1] if large else [1, 1],
-            transformer_depth=[0, 0, 2, 2, 10, 10] if large else [1, 1],
-            transformer_depth_middle=10 if large else 1,
-            num_heads=-1 if large else 8,
-            num_head_channels=64 if large else -1,
-            use_spatial_transformer=True,
-            use_linear_in_transformer=large,
-            context_dim=2048 if large else 768,
-            adm_in_channels=2816 if large else None,
-            num_classes="sequential" if large else None,
-            legacy=False,
-            dtype=torch.float32,
-            device="cpu",
-            operations=operations,
-        )
+        shape = {
+            "image_size": 32,
+            "in_channels": 4,
+            "model_channels": 320,
+            "num_res_blocks": [2, 2, 2] if large else [1, 1],
+            "channel_mult": [1, 1, 1] if large else [1, 1],
+            "transformer_depth": [0, 0, 2, 2, 10, 10] if large else [1, 1],
+            "transformer_depth_middle": 10 if large else 1,
+            "num_heads": -1 if large else 8,
+            "num_head_channels": 64 if large else -1,
+            "use_spatial_transformer": True,
+            "use_linear_in_transformer": large,
+            "context_dim": 2048 if large else 768,
+            "adm_in_channels": 2816 if large else None,
+            "num_classes": "sequential" if large else None,
+            "legacy": False,
+            "dtype": torch.float32,
+            "device": "cpu",
+            "operations": operations,
+        }
         unet = UNetModel(
             out_channels=4,
             transformer_depth_output=[0, 0, 0, 2, 2, 2, 10, 10, 10] if large else [1, 1, 1, 1],
