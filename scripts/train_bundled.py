@@ -22,10 +22,10 @@ STAGES = ("data", "dino", "base", "flux")
 DEFAULT_STEPS = {"dino": 1600, "base": 6000, "flux": 1300}
 """What the weights that ship were trained for."""
 SMOKE_STEPS = 8
-POOL = (640, 512)
+POOL = (512, 512)
 SMOKE_POOL = (8, 256)
 GALLERY_PICTURES = 400
-UNSEEN_POOL = (16, 512)
+UNSEEN_POOL = (24, 512)
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -75,16 +75,19 @@ def run_stage(name: str, args: argparse.Namespace, pool: Pool, device: torch.dev
     steps = args.steps or (None if args.minutes else DEFAULT_STEPS[name])
     stage = Stage(name, args.work_dir, args.seed, Budget(steps, args.minutes), args.resume)
     if name == "base":
-        from training.base import train_base
+        from training.base import judge_base, train_base
 
-        train_base(stage, pool, weights_folder("upsample/weights", args) / "base.safetensors", device)
+        net = weights_folder("upsample/weights", args) / "base.safetensors"
+        train_base(stage, pool, net, device)
+        if not args.smoke:
+            judge_base(stage, open_unseen(args), net)
     elif name == "dino":
         from training.selfdistil import judge_dino, train_dino
 
         out = weights_folder("dino/weights", args)
         train_dino(stage, pool, out, device)
         if not args.smoke:
-            judge_dino(stage, pool, out)
+            judge_dino(stage, out)
     elif name == "flux":
         from training.flux import judge_flux, train_flux
         from training.gallery import open_gallery
@@ -95,8 +98,13 @@ def run_stage(name: str, args: argparse.Namespace, pool: Pool, device: torch.dev
         folder = args.work_dir / "gallery"
         train_flux(stage, open_gallery(folder, pool, net, dino, GALLERY_PICTURES, args.seed), out, device)
         if not args.smoke:
-            unseen = open_pool(args.work_dir / "unseen", PoolSpec(args.seed + 1, *UNSEEN_POOL), args.threads)
+            unseen = open_unseen(args)
             judge_flux(stage, open_gallery(folder, unseen, net, dino, UNSEEN_POOL[0], args.seed), out)
+
+
+def open_unseen(args: argparse.Namespace) -> Pool:
+    """Pictures of another seed, to judge by."""
+    return open_pool(args.work_dir / "unseen", PoolSpec(args.seed + 1, *UNSEEN_POOL), args.threads)
 
 
 def weights_folder(package: str, args: argparse.Namespace) -> Path:

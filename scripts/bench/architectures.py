@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from training.base import MARGIN_PX, to_tensor  # noqa: E402
-from training.loop import Budget, Moment, Stage, train  # noqa: E402
+from training.loop import Moment  # noqa: E402
 from training.muon import Muon  # noqa: E402
 from training.pool import Pool, PoolSpec, open_pool  # noqa: E402
 
@@ -91,7 +91,10 @@ class Merged(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.plain = conv(width, width)
-        self.wide, self.narrow = nn.Conv2d(width, 2 * width, 1, bias=False), nn.Conv2d(2 * width, width, 3, bias=False)
+        self.wide, self.narrow = (
+            nn.Conv2d(width, 2 * width, 1, bias=False),
+            nn.Conv2d(2 * width, width, 3, bias=False),
+        )
         self.register_buffer("edges", _edge_kernels())
         self.scales = nn.Parameter(torch.randn(3, width) * 1e-2)
         self.points = nn.Conv2d(width, 3 * width, 1, bias=False)
@@ -189,7 +192,8 @@ def gains(net: Body, large: NDArray[np.uint8], small: NDArray[np.uint8]) -> floa
     for truth, source in zip(large, small, strict=True):
         x, goal = to_tensor(source[None]), to_tensor(truth[None])
         plain = F.pixel_shuffle(
-            F.conv2d(F.pad(x, (SUPPORT,) * 4, mode="replicate"), net.taps, groups=3), FACTOR  # type: ignore[arg-type]
+            F.conv2d(F.pad(x, (SUPPORT,) * 4, mode="replicate"), net.taps, groups=3),
+            FACTOR,  # type: ignore[arg-type]
         )
         inner = slice(MARGIN_PX, -MARGIN_PX)
         errors = [

@@ -1,4 +1,4 @@
-"""What a camera and its software make of a painted scene: exposure, lens, reduction, sharpening, grain, a first JPEG."""
+"""What a camera and its software make of a scene: exposure, lens, reduction, sharpening, grain, a first JPEG."""
 
 from __future__ import annotations
 
