@@ -159,8 +159,8 @@ def truth_table(photos: tuple[str, ...], result: str) -> Table:
                 for s, image in zip(scores, images, strict=True)
             ]
             grains = (f"{grain.noise * 255:.1f}", f"{grain.blocks * 255:.1f}")
-            out.add_row(spoilt, photo, *grains, *cells, f"{gains[-1]:+.2f}")
-            spoilt = ""
+            out.add_row(kind, photo, *grains, *cells, f"{gains[-1]:+.2f}")
+            kind = ""
         out.add_row("", "mean", *[""] * 5, f"{np.mean(gains):+.2f}", style="bold", end_section=True)
     return out
 

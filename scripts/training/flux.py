@@ -25,13 +25,16 @@ from dino_ray.diffusion.bundled.latents import BlockDct
 from dino_ray.diffusion.bundled.model import BundledDenoiser
 from dino_ray.diffusion.bundled.spec import Spec
 from dino_ray.diffusion.denoiser import Conditioning, DinoTokens
+from dino_ray.report.metrics import gmsd
 from training.base import to_tensor
 from training.gallery import Gallery
 from training.loop import Moment, Stage, note, train
-from training.losses import edge_loss, texture_loss
+from training.losses import edge_loss, luma, texture_loss
 from training.muon import Muon
 
 SIGMA0 = 0.25
+NOISY_LEVELS = (0.35, 0.5, 0.75)
+"""At which the result is judged besides."""
 LATENT_SCALE = 2
 TILE, OVERLAP, MULTIPLE = 128, 32, 16
 DINO_STRIDE = 16
@@ -203,28 +206,40 @@ def draw_tokens(rng: np.random.Generator, features: Tensor) -> DinoTokens | None
 
 @torch.inference_mode()
 def judge_flux(stage: Stage, gallery: Gallery, out: Path, batches: int = 16) -> None:
-    """Log PSNR, in dB over RGB, on pictures that training never saw: the base, and what the model makes of it.
+    """Log what the model makes of pictures that training never saw.
 
-    ``tokens`` are the picture's own; ``none`` leaves them out; ``others`` shows the model another picture's.
+    From the base: PSNR, in dB over RGB, and GMSD; ``tokens`` are the picture's own, ``none`` leaves them out,
+    ``others`` shows the model another picture's. With noise: how much fine detail there is, of the truth's, and how far
+    the result is, reduced by two, from the truth, in levels of 255.
     """
     denoiser = load(out)
     inner = slice(MARGIN_PX, -MARGIN_PX)
-    errors: dict[str, list[float]] = {"base": [], "tokens": [], "none": [], "others": []}
+    errors: dict[str, list[float]] = {}
+    likeness: dict[str, list[float]] = {}
+    drawn: dict[float, list[tuple[float, float, float]]] = {}
     for batch in range(batches):
         crops = gallery.crops(np.random.default_rng((stage.seed, batch)), LARGE_BATCH, TILE, DINO_STRIDE)
-        truth, base = to_tensor(crops.pictures), to_tensor(crops.bases)
-        features = torch.from_numpy(crops.tokens)
+        truth, base = to_tensor(crops.pictures)[:, :, inner, inner], to_tensor(crops.bases)
+        z, features = denoiser.encode(base), torch.from_numpy(crops.tokens)
+        own = DinoTokens(features, 1.0)
         made = {"base": base}
-        for name, dino in (
-            ("tokens", DinoTokens(features, 1.0)),
-            ("none", None),
-            ("others", DinoTokens(features.roll(1, 0), 1.0)),
-        ):
-            x0 = denoiser.predict(denoiser.encode(base), SIGMA0, Conditioning(dino=dino))
-            made[name] = denoiser.decode(x0)
+        for name, dino in (("tokens", own), ("none", None), ("others", DinoTokens(features.roll(1, 0), 1.0))):
+            made[name] = denoiser.decode(denoiser.predict(z, SIGMA0, Conditioning(dino=dino)))
         for name, pixels in made.items():
-            squares = (pixels.clamp(0, 1) - truth)[:, :, inner, inner].square().mean((1, 2, 3))
-            errors[name] += squares.clamp_min(1e-10).tolist()
+            pixels = pixels.clamp(0, 1)[:, :, inner, inner]
+            squares = (pixels - truth).square().mean((1, 2, 3))
+            errors.setdefault(name, []).extend(squares.clamp_min(1e-10).tolist())
+            pairs = zip(luma(255 * pixels)[:, 0], luma(255 * truth)[:, 0], strict=True)
+            likeness.setdefault(name, []).extend(gmsd(a.numpy(), b.numpy()) for a, b in pairs)
+        generator = torch.Generator().manual_seed(batch)
+        noise = torch.randn(z.shape, generator=generator)
+        for sigma in (SIGMA0, *NOISY_LEVELS):
+            x = denoiser.noised(z, noise, sigma)
+            pixels = denoiser.decode(denoiser.predict(x, sigma, Conditioning(dino=own)))[:, :, inner, inner]
+            fine = [float((each - F.avg_pool2d(each, 3, 1, 1)).std()) for each in (luma(pixels), luma(truth))]
+            short = 255 * float(F.avg_pool2d(pixels - truth, 2).abs().mean())
+            unlike = float(texture_loss(pixels, truth).mean())
+            drawn.setdefault(sigma, []).append((fine[0] / fine[1], short, 255 * unlike))
 
     def decibels(mean_square: NDArray[np.float64]) -> float:
         return round(float(-10 * np.log10(mean_square).mean()), 3)
@@ -232,3 +247,7 @@ def judge_flux(stage: Stage, gallery: Gallery, out: Path, batches: int = 16) -> 
     # Of each crop, which weighs flat ones heavily, and of all crops' errors together, which weighs detail.
     note(stage, {"psnr_per_crop": {name: decibels(np.array(values)) for name, values in errors.items()}})
     note(stage, {"psnr_together": {name: decibels(np.mean(values)) for name, values in errors.items()}})
+    note(stage, {"gmsd": {name: round(float(np.mean(values)), 5) for name, values in likeness.items()}})
+    for sigma, rows in drawn.items():
+        fine_share, short, unlike = (round(float(v), 3) for v in np.mean(rows, axis=0))
+        note(stage, {"sigma": sigma, "detail": fine_share, "reduced": short, "texture": unlike})
