@@ -49,25 +49,29 @@ CONFIG: dict[str, Any] = {
     "axes_dims_rope": (8, 12, 12),
 }
 
-PEAK_RATE = 4e-3
+PEAK_RATE = 5e-3
+HOLD = 0.4
+"""Share of the steps at that rate, before it falls."""
 AVERAGE_DECAY = 0.998
-SMALL_CROP, SMALL_BATCH = 64, 16
-LARGE_BATCH = 4
+SMALL_CROP, SMALL_BATCH = 64, 8
+LARGE_BATCH = 2
 """Of crops of the tile's own size, which the last steps see: attention's reach has to be learned too."""
-LARGE_FROM = 0.85
+LARGE_FROM = 0.9
 MARGIN_PX = 8
 """Left out of the loss on each side: of every tile that much is context and never shown."""
 DROPPED_SHARE = 0.15
 """Of the batches see no DINO tokens, so that the model works without; twice as many see them weakened."""
-EDGE_WEIGHT = 0.02
+EDGE_WEIGHT = 0.05
 """Of edges against pixels: the most that costs next to nothing of PSNR."""
 NOISY_WEIGHT = 0.3
 """Weight of the samples with noise, whose errors are larger."""
 TEXTURE_WEIGHT = 2.0
 """Of texture against what the source shows, where there is noise to make it of."""
-SOFT_SHARE = 0.4
-"""So many samples start somewhere between Lanczos and the base. What the base net leaves over is too faint to
-learn from alone, and photographs leave more of it than the pictures that the base net was trained on."""
+FINAL_FROM = 0.6
+"""Until then bases are the draft's, a base net in the midst of its training. What the finished one leaves over is too
+faint to learn from alone, and photographs leave more of it than the pictures that it was trained on."""
+SOFT_SHARE = 0.25
+"""So many samples start somewhere between Lanczos and the base, for the same reason."""
 
 
 def train_flux(stage: Stage, gallery: Gallery, out: Path, device: torch.device) -> None:
@@ -82,7 +86,8 @@ def train_flux(stage: Stage, gallery: Gallery, out: Path, device: torch.device) 
     def step_once(moment: Moment) -> dict[str, float]:
         rng, large = moment.rng, moment.progress >= LARGE_FROM
         side, batch = (TILE, LARGE_BATCH) if large else (SMALL_CROP, SMALL_BATCH)
-        crops = gallery.crops(rng, batch, side, DINO_STRIDE)
+        net = 0 if moment.progress < FINAL_FROM else -1
+        crops = gallery.crops(rng, batch, side, DINO_STRIDE, net)
         goal, base, plain = (
             denoiser.encode(to_tensor(p).to(device)) for p in (crops.pictures, crops.bases, crops.plains)
         )
@@ -90,7 +95,7 @@ def train_flux(stage: Stage, gallery: Gallery, out: Path, device: torch.device) 
         start = torch.lerp(base, plain, softness.view(-1, 1, 1, 1))
         case = draw_case(rng, goal, start)
         tokens = draw_tokens(rng, torch.from_numpy(crops.tokens))
-        optimizer.param_groups[0]["lr"] = moment.rate(PEAK_RATE)
+        optimizer.param_groups[0]["lr"] = moment.rate(PEAK_RATE, HOLD)
         with torch.autocast(device.type, torch.bfloat16):
             velocity = denoiser.velocity(case.x, case.sigma, tokens)
         # Measured in pixels of the picture that one step from the case's noise level would give.
