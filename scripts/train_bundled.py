@@ -19,7 +19,7 @@ from training.loop import Budget, Stage  # noqa: E402
 from training.pool import Pool, PoolSpec, open_pool  # noqa: E402
 
 STAGES = ("data", "dino", "base", "flux")
-DEFAULT_STEPS = {"dino": 1600, "base": 14500, "flux": 5000}
+DEFAULT_STEPS = {"dino": 1600, "base": 10000, "flux": 2400}
 """What the weights that ship were trained for."""
 SMOKE_STEPS = 8
 POOL = (512, 512)
@@ -89,18 +89,17 @@ def run_stage(name: str, args: argparse.Namespace, pool: Pool, device: torch.dev
         if not args.smoke:
             judge_dino(stage, out)
     elif name == "flux":
-        from training.base import draft_of
         from training.flux import judge_flux, train_flux
         from training.gallery import open_gallery
 
         out = weights_folder("diffusion/bundled/weights", args)
-        nets = (draft_of(args.work_dir), weights_folder("upsample/weights", args) / "base.safetensors")
+        net = weights_folder("upsample/weights", args) / "base.safetensors"
         dino = weights_folder("dino/weights", args)
         folder = args.work_dir / "gallery"
-        train_flux(stage, open_gallery(folder, pool, nets, dino, GALLERY_PICTURES, args.seed), out, device)
+        train_flux(stage, open_gallery(folder, pool, net, dino, GALLERY_PICTURES, args.seed), out, device)
         if not args.smoke:
             unseen = open_unseen(args)
-            judge_flux(stage, open_gallery(folder, unseen, nets[1:], dino, UNSEEN_POOL[0], args.seed), out)
+            judge_flux(stage, open_gallery(folder, unseen, net, dino, UNSEEN_POOL[0], args.seed), out)
 
 
 def open_unseen(args: argparse.Namespace) -> Pool:

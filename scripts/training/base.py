@@ -19,7 +19,7 @@ from training.pool import Pool
 WIDTH, BLOCKS = 64, 6
 """The best of what ``scripts/bench/architectures.py`` compares."""
 PEAK_RATE = 6e-3
-HOLD = 0.45
+HOLD = 0.65
 """Share of the steps at that rate, before it falls."""
 BATCH = 8
 CROP_PX = 80
@@ -34,9 +34,6 @@ TWICE_EVERY = 10
 """Each so many steps the net is given its own output to enlarge, as at ×4."""
 TWICE_BATCH = 2
 
-DRAFT_STEP = 6239
-"""After so many steps the net is kept as it is: what the ``flux`` stage begins on."""
-
 LUMA = (0.299, 0.587, 0.114)
 """ITU-R BT.601: an error that all colours share is seen most, and counts once more."""
 
@@ -46,13 +43,8 @@ def to_tensor(pixels: NDArray[np.generic]) -> Tensor:
     return torch.from_numpy(np.array(pixels, np.float32)).permute(0, 3, 1, 2).div_(255)
 
 
-def draft_of(stage_dir: Path) -> Path:
-    """Where the stage leaves its half-trained net."""
-    return stage_dir / "base.draft.safetensors"
-
-
 def train_base(stage: Stage, pool: Pool, out: Path, device: torch.device) -> None:
-    """Train the net on ``pool`` and save its averaged weights as ``out``, and a draft in the stage's folder."""
+    """Train the net on ``pool`` and save its averaged weights as ``out``."""
     torch.manual_seed(stage.seed)
     net = BaseNet(WIDTH, BLOCKS).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE_DECAY))
@@ -76,14 +68,10 @@ def train_base(stage: Stage, pool: Pool, out: Path, device: torch.device) -> Non
         loss.backward()
         optimizer.step()
         average.update_parameters(net)
-        if moment.step + 1 == DRAFT_STEP:
-            save_net(average.module, draft_of(stage.work_dir))
         return {("twice" if twice else "squares" if squares else "l1"): loss.item()}
 
-    steps = train(stage, {"net": net, "average": average, "optimizer": optimizer}, step_once)
+    train(stage, {"net": net, "average": average, "optimizer": optimizer}, step_once)
     save_net(average.module, out)
-    if steps < DRAFT_STEP:
-        save_net(average.module, draft_of(stage.work_dir))
 
 
 def error(made: Tensor, goal: Tensor, squares: bool) -> Tensor:

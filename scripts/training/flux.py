@@ -67,11 +67,9 @@ NOISY_WEIGHT = 0.3
 """Weight of the samples with noise, whose errors are larger."""
 TEXTURE_WEIGHT = 2.0
 """Of texture against what the source shows, where there is noise to make it of."""
-FINAL_FROM = 0.6
-"""Until then bases are the draft's, a base net in the midst of its training. What the finished one leaves over is too
-faint to learn from alone, and photographs leave more of it than the pictures that it was trained on."""
-SOFT_SHARE = 0.25
-"""So many samples start somewhere between Lanczos and the base, for the same reason."""
+SOFT_SHARE = 0.3
+"""So many samples start somewhere between Lanczos and the base. What the base net leaves over is too faint to
+learn from alone, and photographs leave more of it than the pictures that the base net was trained on."""
 
 
 def train_flux(stage: Stage, gallery: Gallery, out: Path, device: torch.device) -> None:
@@ -86,8 +84,7 @@ def train_flux(stage: Stage, gallery: Gallery, out: Path, device: torch.device) 
     def step_once(moment: Moment) -> dict[str, float]:
         rng, large = moment.rng, moment.progress >= LARGE_FROM
         side, batch = (TILE, LARGE_BATCH) if large else (SMALL_CROP, SMALL_BATCH)
-        net = 0 if moment.progress < FINAL_FROM else -1
-        crops = gallery.crops(rng, batch, side, DINO_STRIDE, net)
+        crops = gallery.crops(rng, batch, side, DINO_STRIDE)
         goal, base, plain = (
             denoiser.encode(to_tensor(p).to(device)) for p in (crops.pictures, crops.bases, crops.plains)
         )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,8 +46,8 @@ class Gallery:
 
     large: Pixels
     """(n, H, W, 3): the truth, canvas_px."""
-    bases: tuple[NDArray[np.uint16], ...]
-    """(n, H, W, 3): what base nets make of the source, the last of them the one that is used."""
+    base: NDArray[np.uint16]
+    """(n, H, W, 3): what the base net makes of the source."""
     plain: Pixels
     """(n, H, W, 3): what Lanczos makes of the source."""
     features: tuple[FeatureMap, ...]
@@ -57,8 +56,8 @@ class Gallery:
     def dino_dim(self) -> int:
         return self.features[0].dim
 
-    def crops(self, rng: np.random.Generator, n: int, side: int, stride: int, net: int = -1) -> Crops:
-        """``n`` crops of ``side`` canvas_px, with a DINO token for each ``stride`` of them, bases by ``net``."""
+    def crops(self, rng: np.random.Generator, n: int, side: int, stride: int) -> Crops:
+        """``n`` crops of ``side`` canvas_px, with a DINO token for each ``stride`` of them."""
         pictures, bases, plains, tokens = [], [], [], []
         _, height, width, _ = self.large.shape
         count = side // stride
@@ -67,16 +66,14 @@ class Gallery:
             y, x = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
             window = (i, slice(y, y + side), slice(x, x + side))
             pictures.append(self.large[window])
-            bases.append(self.bases[net][window] * np.float32(255 / 65535))
+            bases.append(self.base[window] * np.float32(255 / 65535))
             plains.append(self.plain[window])
             tokens.append(self.features[i].crop(x / 2, y / 2, side / 2, side / 2, count, count))
         return Crops(np.stack(pictures), np.stack(bases), np.stack(plains), np.stack(tokens))
 
 
-def open_gallery(
-    folder: Path, pool: Pool, nets: Sequence[Path], dino_folder: Path, pictures: int, seed: int
-) -> Gallery:
-    """The gallery of the first ``pictures`` of ``pool``, made with the nets and the DINO of those files.
+def open_gallery(folder: Path, pool: Pool, net: Path, dino_folder: Path, pictures: int, seed: int) -> Gallery:
+    """The gallery of the first ``pictures`` of ``pool``, made with the net and the DINO of those files.
 
     What networks make of the pictures is kept in ``folder``, and found there the next time.
     """
@@ -84,20 +81,15 @@ def open_gallery(
     small, large = _assemble(pool, sources, np.random.default_rng(seed))
     folder.mkdir(parents=True, exist_ok=True)
     shown = hashlib.sha256(small.tobytes()).hexdigest()[:8]
-    bases = []
-    for net in nets:
-        path = folder / f"base-{shown}-{_digest(net)}.npy"
-        if not path.exists():
-            np.save(path, _bases(small, net))
-        bases.append(np.load(path, mmap_mode="r"))
-    weights = dino_folder / "model.safetensors"
-    path = folder / f"features-{shown}-{_digest(weights)}.pickle"
-    if not path.exists():
+    base = folder / f"base-{shown}-{_digest(net)}.npy"
+    if not base.exists():
+        np.save(base, _bases(small, net))
+    seen = folder / f"features-{shown}-{_digest(dino_folder / 'model.safetensors')}.pickle"
+    if not seen.exists():
         dino = load(str(dino_folder))
-        with path.open("wb") as file:
-            pickle.dump(tuple(_features(dino, source) for source in small), file)
+        seen.write_bytes(pickle.dumps(tuple(_features(dino, source) for source in small)))
     plain = np.stack([_lanczos(source) for source in small])
-    return Gallery(large, tuple(bases), plain, pickle.loads(path.read_bytes()))
+    return Gallery(large, np.load(base, mmap_mode="r"), plain, pickle.loads(seen.read_bytes()))
 
 
 def _digest(path: Path) -> str:
