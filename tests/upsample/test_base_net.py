@@ -109,6 +109,16 @@ def test_the_halo_is_as_far_as_the_net_looks():
     assert (base_tile(replicating(image), rect, scaling, upsampler) != before).any()
 
 
+def test_a_tight_net_computes_the_same_without_what_is_cut_off():
+    torch.manual_seed(2)
+    net = BaseNet(width=8, blocks=2)
+    torch.nn.init.normal_(net.tail.weight, std=0.1)
+    x, cut = torch.rand(1, 3, 30, 26), 2 * net.reach
+    padded = net(x)
+    net.tighten()
+    torch.testing.assert_close(net(x), padded[:, :, cut:-cut, cut:-cut], atol=1e-6, rtol=0)
+
+
 def test_saved_weights_come_back(tmp_path):
     torch.manual_seed(1)
     net = BaseNet(width=8, blocks=1)
