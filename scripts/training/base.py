@@ -1,7 +1,8 @@
-"""Stage ``base``: the conv net that enlarges ×2."""
+"""Stages ``base`` and ``polish``: the conv net that enlarges ×2, first as a draft, then once more from there."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,9 @@ from training.pool import Pool
 
 WIDTH, BLOCKS = 64, 6
 """The best of what ``scripts/bench/architectures.py`` compares."""
-PEAK_RATE = 6e-3
+PEAK_RATE, POLISH_RATE = 6e-3, 3e-3
 HOLD = 0.65
-"""Share of the steps at that rate, before it falls."""
+"""Share of the draft's steps at its peak rate, before it falls."""
 BATCH = 8
 CROP_PX = 80
 MARGIN_PX = 8
@@ -29,7 +30,7 @@ AVERAGE_DECAY = 0.998
 BF16_UNTIL = 0.9
 """Share of the steps computed in bfloat16 where that is fast; the rest settle the weights in float32."""
 SQUARES_FROM = 0.75
-"""From then on errors are squared: L1 learns sooner, squares are what PSNR counts (RLFN, arXiv:2205.07514)."""
+"""From then on the draft's errors are squared, which are what PSNR counts (RLFN, arXiv:2205.07514)."""
 TWICE_EVERY = 10
 """Each so many steps the net is given its own output to enlarge, as at ×4."""
 TWICE_BATCH = 2
@@ -43,24 +44,47 @@ def to_tensor(pixels: NDArray[np.generic]) -> Tensor:
     return torch.from_numpy(np.array(pixels, np.float32)).permute(0, 3, 1, 2).div_(255)
 
 
+def draft_of(folder: Path) -> Path:
+    """Where in the working folder the draft is."""
+    return folder / "base.draft.safetensors"
+
+
 def train_base(stage: Stage, pool: Pool, out: Path, device: torch.device) -> None:
-    """Train the net on ``pool`` and save its averaged weights as ``out``."""
+    """Train a net on ``pool`` from nothing and save its averaged weights as ``out``."""
     torch.manual_seed(stage.seed)
-    net = BaseNet(WIDTH, BLOCKS).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    _train(BaseNet(WIDTH, BLOCKS), stage, pool, out, device, Course(PEAK_RATE, HOLD, SQUARES_FROM))
+
+
+def polish_base(stage: Stage, pool: Pool, draft: Path, out: Path, device: torch.device) -> None:
+    """Train the net ``draft`` once more: a rate that rises and falls again finds better (SGDR, arXiv:1608.03983)."""
+    _train(read_net(draft).train().requires_grad_(True), stage, pool, out, device, Course(POLISH_RATE, 0, 1))
+
+
+@dataclass(frozen=True)
+class Course:
+    """How the rate goes, and from which share of the steps on errors are squared."""
+
+    rate: float
+    hold: float
+    squares_from: float
+
+
+def _train(net: BaseNet, stage: Stage, pool: Pool, out: Path, device: torch.device, course: Course) -> None:
+    net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE_DECAY))
-    optimizer = Muon(net.parameters(), PEAK_RATE)
+    optimizer = Muon(net.parameters(), course.rate)
 
     def step_once(moment: Moment) -> dict[str, float]:
-        squares = moment.progress >= SQUARES_FROM
+        squares = moment.progress >= course.squares_from
         twice = moment.step % TWICE_EVERY == TWICE_EVERY - 1
-        optimizer.param_groups[0]["lr"] = moment.rate(PEAK_RATE, HOLD)
+        optimizer.param_groups[0]["lr"] = moment.rate(course.rate, course.hold)
         with torch.autocast(device.type, torch.bfloat16, enabled=moment.progress < BF16_UNTIL):
             if twice:
                 large, half = (
                     to_tensor(p).to(device) for p in pool.pairs(moment.rng, TWICE_BATCH, 2 * CROP_PX, 1.0)
                 )
-                first = net(F.interpolate(half, scale_factor=0.5, mode="bicubic", antialias=True))
-                loss = error(first, half, squares) + error(net(first), large, squares)
+                once = net(F.interpolate(half, scale_factor=0.5, mode="bicubic", antialias=True))
+                loss = error(once, half, squares) + error(net(once), large, squares)
             else:
                 large, small = (to_tensor(p).to(device) for p in pool.pairs(moment.rng, BATCH, CROP_PX))
                 loss = error(net(small), large, squares)
