@@ -4,7 +4,7 @@ Each is given a width at which it costs about as much to run as the others, and 
 pictures for the same processor time on one thread. PSNR is over RGB, on pictures of another seed: of the net less that
 of Lanczos, for bicubic reductions and for those with accidents. "ms" is of one tile: 92² source px, float32.
 
-    python scripts/bench/architectures.py --pool build/training/pool --minutes 5
+    python scripts/bench/architectures.py --pool build/training/pool --minutes 2.5
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import click
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from training.base import MARGIN_PX, to_tensor  # noqa: E402
+from training.base import BATCH, CROP_PX, MARGIN_PX, gains, to_tensor  # noqa: E402
 from training.loop import Moment  # noqa: E402
 from training.muon import Muon  # noqa: E402
 from training.pool import Pool, PoolSpec, open_pool  # noqa: E402
@@ -34,9 +33,9 @@ from training.pool import Pool, PoolSpec, open_pool  # noqa: E402
 from dino_ray.upsample.net import FACTOR, SUPPORT, _lanczos_taps  # noqa: E402
 
 SHADES = 3 * FACTOR**2
-BATCH, CROP_PX = 16, 80
+RATES = {"Muon": 6e-3, "Adam": 1e-3}
 TILE_PX = 92
-UNSEEN = PoolSpec(seed=1, count=16, size=512)
+UNSEEN = PoolSpec(seed=1, count=24, size=512)
 
 
 def conv(c_in: int, c_out: int, side: int = 3) -> nn.Conv2d:
@@ -135,16 +134,18 @@ class Body(nn.Module):
         self.register_buffer("taps", _lanczos_taps())
 
     def forward(self, x: Tensor) -> Tensor:
-        smooth = F.conv2d(F.pad(x, (SUPPORT,) * 4, mode="replicate"), self.taps, groups=3)
         y = self.head(x - 0.5)
-        return F.pixel_shuffle(smooth + self.tail(self.blocks(y) + y), FACTOR)
+        return self.plain(x) + F.pixel_shuffle(self.tail(self.blocks(y) + y), FACTOR)
 
-
-class Fsrcnn(Body):
-    """FSRCNN (Dong et al. 2016, arXiv:1608.00367): shrink, map, expand."""
+    def plain(self, x: Tensor) -> Tensor:
+        """Lanczos alone."""
+        return F.pixel_shuffle(
+            F.conv2d(F.pad(x, (SUPPORT,) * 4, mode="replicate"), self.taps, groups=3), FACTOR
+        )
 
 
 def fsrcnn(width: int, small: int, n: int) -> list[nn.Module]:
+    """FSRCNN (Dong et al. 2016, arXiv:1608.00367): shrink, map, expand."""
     layers: list[nn.Module] = [conv(width, small, 1), nn.PReLU(small)]
     for _ in range(n):
         layers += [conv(small, small), nn.PReLU(small)]
@@ -153,6 +154,7 @@ def fsrcnn(width: int, small: int, n: int) -> list[nn.Module]:
 
 DESIGNS: dict[str, Callable[[], Body]] = {
     "EDSR 64 × 6": lambda: Body(64, [Residual(64) for _ in range(6)]),
+    "EDSR 64 × 10": lambda: Body(64, [Residual(64) for _ in range(10)]),
     "EDSR 96 × 3": lambda: Body(96, [Residual(96) for _ in range(3)]),
     "RLFN 64 × 4": lambda: Body(64, [Rlfb(64) for _ in range(4)]),
     "SPAN 64 × 4": lambda: Body(64, [Span(64) for _ in range(4)]),
@@ -161,12 +163,12 @@ DESIGNS: dict[str, Callable[[], Body]] = {
 }
 
 
-def train_design(name: str, net: Body, pool: Pool, minutes: float, optimizer_name: str) -> int:
+def train_design(net: Body, pool: Pool, minutes: float, optimizer_name: str) -> int:
     """Train for ``minutes`` of processor time; the number of steps."""
     if optimizer_name == "Muon":
-        optimizer: torch.optim.Optimizer = Muon(net.parameters(), 4e-3)
+        optimizer: torch.optim.Optimizer = Muon(net.parameters(), RATES["Muon"])
     else:
-        optimizer = torch.optim.Adam(net.parameters(), 2e-3, betas=(0.9, 0.99))
+        optimizer = torch.optim.Adam(net.parameters(), RATES["Adam"], betas=(0.9, 0.99))
     peaks = [group["lr"] for group in optimizer.param_groups]
     began, step = time.process_time(), 0
     while (spent := (time.process_time() - began) / (60 * minutes)) < 1:
@@ -186,24 +188,6 @@ def train_design(name: str, net: Body, pool: Pool, minutes: float, optimizer_nam
 
 
 @torch.inference_mode()
-def gains(net: Body, large: NDArray[np.uint8], small: NDArray[np.uint8]) -> float:
-    """Mean over pictures of PSNR over Lanczos, in dB."""
-    found = []
-    for truth, source in zip(large, small, strict=True):
-        x, goal = to_tensor(source[None]), to_tensor(truth[None])
-        plain = F.pixel_shuffle(
-            F.conv2d(F.pad(x, (SUPPORT,) * 4, mode="replicate"), net.taps, groups=3),
-            FACTOR,  # type: ignore[arg-type]
-        )
-        inner = slice(MARGIN_PX, -MARGIN_PX)
-        errors = [
-            float((made.clamp(0, 1) - goal)[:, :, inner, inner].square().mean()) for made in (plain, net(x))
-        ]
-        found.append(10 * np.log10(errors[0] / errors[1]))
-    return float(np.mean(found))
-
-
-@torch.inference_mode()
 def milliseconds(net: Body) -> float:
     x = torch.rand(1, 3, TILE_PX, TILE_PX).contiguous(memory_format=torch.channels_last)
     best = float("inf")
@@ -216,10 +200,10 @@ def milliseconds(net: Body) -> float:
 
 @click.command()
 @click.option("--pool", "folder", type=click.Path(path_type=Path), required=True)
-@click.option("--pictures", default=640, show_default=True)
-@click.option("--minutes", default=5.0, show_default=True, help="Processor time of each training.")
+@click.option("--pictures", default=512, show_default=True)
+@click.option("--minutes", default=2.5, show_default=True, help="Processor time of each training.")
 @click.option("--designs", multiple=True, type=click.Choice(list(DESIGNS)), help="All unless named.")
-@click.option("--optimizers", multiple=True, default=["Adam"], type=click.Choice(["Adam", "Muon"]))
+@click.option("--optimizers", multiple=True, default=["Muon"], type=click.Choice(list(RATES)))
 def main(
     folder: Path, pictures: int, minutes: float, designs: tuple[str, ...], optimizers: tuple[str, ...]
 ) -> None:
@@ -233,10 +217,12 @@ def main(
         for optimizer in optimizers:
             torch.manual_seed(0)
             net = DESIGNS[name]().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            steps = train_design(name, net, pool, minutes, optimizer)
+            steps = train_design(net, pool, minutes, optimizer)
             size = sum(p.numel() for p in net.parameters())
             row = [name, optimizer, f"{size / 1e6:.2f} M", f"{milliseconds(net):.0f}", f"{steps}"]
-            row += [f"{gains(net, unseen.large, small):+.3f}" for small in (unseen.bicubic, unseen.other)]
+            row += [
+                f"{np.mean(gains(net, unseen.large, small)):+.3f}" for small in (unseen.bicubic, unseen.other)
+            ]
             print(*row, flush=True)
             table.add_row(*row)
     Console().print(table)

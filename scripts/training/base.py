@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -58,6 +59,14 @@ def train_base(stage: Stage, pool: Pool, out: Path, device: torch.device) -> Non
 def polish_base(stage: Stage, pool: Pool, draft: Path, out: Path, device: torch.device) -> None:
     """Train the net ``draft`` once more: a rate that rises and falls again finds better (SGDR, arXiv:1608.03983)."""
     _train(read_net(draft).train().requires_grad_(True), stage, pool, out, device, Course(POLISH_RATE, 0, 1))
+
+
+class Enlarging(Protocol):
+    """A net as `gains` needs it: (B, 3, h, w) in [0, 1] to twice the size, and what Lanczos makes of it."""
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+    def plain(self, x: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -119,7 +128,7 @@ def judge_base(stage: Stage, unseen: Pool, path: Path) -> None:
 
 
 @torch.inference_mode()
-def gains(net: BaseNet, large: NDArray[np.uint8], small: NDArray[np.uint8]) -> list[float]:
+def gains(net: Enlarging, large: NDArray[np.uint8], small: NDArray[np.uint8]) -> list[float]:
     """Of each picture, by how many dB the net's PSNR exceeds that of Lanczos."""
     found = []
     for truth, source in zip(large, small, strict=True):
