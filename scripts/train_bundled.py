@@ -1,7 +1,8 @@
 """Make every weight that ships with dino_ray, from procedural pictures alone.
 
-Stages: ``data`` paints the pictures; ``dino`` distils the small DINO; ``base`` trains the conv net that
-enlarges; ``flux`` trains the small FLUX that refines it, which needs the other two; ``all`` runs them.
+Stages: ``data`` paints the pictures; ``dino`` distils the small DINO; ``base`` trains a draft of the conv net that
+enlarges, and ``polish`` finishes it; ``flux`` trains the small FLUX, which needs DINO, on what the draft leaves to
+refine: the finished net leaves less, and photographs leave more; ``all`` runs them.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 from training.loop import Budget, Stage  # noqa: E402
 from training.pool import Pool, PoolSpec, open_pool  # noqa: E402
 
-STAGES = ("data", "dino", "base", "flux")
-DEFAULT_STEPS = {"dino": 1600, "base": 6000, "flux": 1300}
+STAGES = ("data", "dino", "base", "polish", "flux")
+DEFAULT_STEPS = {"dino": 1600, "base": 10000, "polish": 4000, "flux": 2400}
 """What the weights that ship were trained for."""
 SMOKE_STEPS = 8
-POOL = (640, 512)
+POOL = (512, 512)
 SMOKE_POOL = (8, 256)
-GALLERY_PICTURES = 400
-UNSEEN_POOL = (16, 512)
+GALLERY_PICTURES = 240
+UNSEEN_POOL = (24, 512)
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -73,30 +74,42 @@ def main(argv: list[str] | None = None) -> None:
 
 def run_stage(name: str, args: argparse.Namespace, pool: Pool, device: torch.device) -> None:
     steps = args.steps or (None if args.minutes else DEFAULT_STEPS[name])
+    from training.base import draft_of, judge_base, polish_base, train_base
+
     stage = Stage(name, args.work_dir, args.seed, Budget(steps, args.minutes), args.resume)
     if name == "base":
-        from training.base import train_base
-
-        train_base(stage, pool, weights_folder("upsample/weights", args) / "base.safetensors", device)
+        train_base(stage, pool, draft_of(args.work_dir), device)
+        if not args.smoke:
+            judge_base(stage, open_unseen(args), draft_of(args.work_dir))
+    elif name == "polish":
+        net = weights_folder("upsample/weights", args) / "base.safetensors"
+        polish_base(stage, pool, draft_of(args.work_dir), net, device)
+        if not args.smoke:
+            judge_base(stage, open_unseen(args), net)
     elif name == "dino":
         from training.selfdistil import judge_dino, train_dino
 
         out = weights_folder("dino/weights", args)
         train_dino(stage, pool, out, device)
         if not args.smoke:
-            judge_dino(stage, pool, out)
+            judge_dino(stage, out)
     elif name == "flux":
         from training.flux import judge_flux, train_flux
         from training.gallery import open_gallery
 
         out = weights_folder("diffusion/bundled/weights", args)
-        net = weights_folder("upsample/weights", args) / "base.safetensors"
+        net, finished = draft_of(args.work_dir), weights_folder("upsample/weights", args) / "base.safetensors"
         dino = weights_folder("dino/weights", args)
         folder = args.work_dir / "gallery"
         train_flux(stage, open_gallery(folder, pool, net, dino, GALLERY_PICTURES, args.seed), out, device)
         if not args.smoke:
-            unseen = open_pool(args.work_dir / "unseen", PoolSpec(args.seed + 1, *UNSEEN_POOL), args.threads)
-            judge_flux(stage, open_gallery(folder, unseen, net, dino, UNSEEN_POOL[0], args.seed), out)
+            unseen = open_unseen(args)
+            judge_flux(stage, open_gallery(folder, unseen, finished, dino, UNSEEN_POOL[0], args.seed), out)
+
+
+def open_unseen(args: argparse.Namespace) -> Pool:
+    """Pictures of another seed, to judge by."""
+    return open_pool(args.work_dir / "unseen", PoolSpec(args.seed + 1, *UNSEEN_POOL), args.threads)
 
 
 def weights_folder(package: str, args: argparse.Namespace) -> Path:

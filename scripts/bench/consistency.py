@@ -14,7 +14,6 @@ reduced by; the third of colours: every tile gets a cast of its own, and is lock
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -23,11 +22,12 @@ import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
-from quality import BORDER, METHODS, PHOTOS, Pixels, photograph, reduced
+from PIL import Image
+from quality import BORDER, METHODS
 from rich.console import Console
 from rich.table import Table
 from skimage.transform import warp
+from sources import PHOTOS, Pixels, jpeg, noisy, photograph, reduced, spoilt
 from torch import Tensor
 
 from dino_ray.fidelity.colour import ColourLock, colour_drift, lock_colour
@@ -41,8 +41,6 @@ from dino_ray.upsample.lanczos import CUBIC, LANCZOS, Kernel
 SCALE = 2
 TILE, OVERLAP, STEP = 128, 32, 8
 """canvas_px, as the bundled model has them."""
-BLUR = 0.8
-"""Truth px, standard deviation of the camera's blur."""
 CAST = 8.0
 """Levels of 255: each channel of a tile is off by up to that, evenly."""
 SLOPE = 0.5
@@ -57,25 +55,9 @@ KERNELS: dict[str, Kernel] = {"cubic": CUBIC, "Lanczos-3": LANCZOS}
 Correct = Callable[[Tensor, SourceView], Tensor]
 
 
-def noisy(image: Pixels, sigma: float) -> Pixels:
-    noise = np.random.default_rng(0).normal(0, sigma, image.shape)
-    return np.clip(np.rint(image + noise), 0, 255).astype(np.uint8)
-
-
-def jpeg(image: Pixels, quality: int) -> Pixels:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "JPEG", quality=quality)
-    return np.asarray(Image.open(file))
-
-
-def camera(truth: Pixels) -> Pixels:
-    blurred = Image.fromarray(truth).filter(ImageFilter.GaussianBlur(BLUR))
-    return jpeg(noisy(reduced(np.asarray(blurred), SCALE), 3), 80)
-
-
 SOURCES: dict[str, Callable[[Pixels], Pixels]] = {
     "clean": lambda truth: reduced(truth, SCALE),
-    "blur, noise 3, JPEG 80": camera,
+    "blur, noise 3, JPEG 80": lambda truth: spoilt(truth, SCALE),
     "JPEG 60": lambda truth: jpeg(reduced(truth, SCALE), 60),
     "noise 6": lambda truth: noisy(reduced(truth, SCALE), 6),
 }
@@ -159,7 +141,7 @@ def truth_table(photos: tuple[str, ...], result: str) -> Table:
         out.add_column(name)
     for name in ("noise", "blocks", "nothing", "naive", "by grain", "gain"):
         out.add_column(name, justify="right")
-    for spoilt, spoil in SOURCES.items():
+    for kind, spoil in SOURCES.items():
         gains = []
         for photo in photos:
             truth = photograph(photo, SCALE)
@@ -177,8 +159,8 @@ def truth_table(photos: tuple[str, ...], result: str) -> Table:
                 for s, image in zip(scores, images, strict=True)
             ]
             grains = (f"{grain.noise * 255:.1f}", f"{grain.blocks * 255:.1f}")
-            out.add_row(spoilt, photo, *grains, *cells, f"{gains[-1]:+.2f}")
-            spoilt = ""
+            out.add_row(kind, photo, *grains, *cells, f"{gains[-1]:+.2f}")
+            kind = ""
         out.add_row("", "mean", *[""] * 5, f"{np.mean(gains):+.2f}", style="bold", end_section=True)
     return out
 

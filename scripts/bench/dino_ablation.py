@@ -25,9 +25,9 @@ import numpy as np
 from figures import Figures, Section, document, missed, verdict
 from misbehaving import CAST, CORRUPTION, Casting, Corrupted
 from on_tiles import Bench, Pixels, benches, psnr
-from quality import PHOTOS
 from rich.console import Console
 from rich.table import Table
+from sources import PHOTOS
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 

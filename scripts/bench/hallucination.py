@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from on_tiles import Bench, benches, psnr
 from PIL import Image
 from plants import KINDS, SIDES, Donor, Pixels, Plant, Planting, draw
-from quality import PHOTOS
 from rich.console import Console
 from rich.table import Table
+from sources import PHOTOS
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from training.images import picture

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from quality import photograph, reduced
+from sources import photograph, reduced
 
 from dino_ray.config import UpscaleConfig
 from dino_ray.diffusion.denoiser import Denoiser

@@ -1,15 +1,20 @@
 """How good is the enlargement? Photographs of scikit-image, reduced and enlarged again, beside their truth.
 
-Each photograph is reduced by PIL's bicubic filter. All scores are of BT.601 luma: PSNR without 4 px of
+Each photograph is reduced by PIL's bicubic filter; "spoilt" ones are blurred before (0.8 px of the truth), and get
+noise (3 levels of 255) and JPEG 80 (colours at half size) after it. All scores are of BT.601 luma: PSNR without 4 px of
 border, SSIM of Wang et al. 2004 (Gaussian window of sigma 1.5), GMSD of Xue et al. 2014. "base net" and
 "bundled" are the whole program; "bundled" by its default options, "base net" without Ray.
 
-    python scripts/bench/quality.py --json quality.json --sheet quality.png
+With --all: ×2, ×4 and spoilt ×2; what --denoise draws; how well DINO finds swapped patches, which takes minutes; what
+it weighs.
+
+    python scripts/bench/quality.py --all --json quality.json --sheet quality.png
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -18,28 +23,39 @@ from typing import Any
 
 import click
 import numpy as np
+from crops import sheet
+from figures import verdict
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from skimage import data
 from skimage.metrics import structural_similarity
+from sources import PHOTOS, SOURCES, Pixels, photograph, reduced
 
 from dino_ray.report.metrics import PEAK, gmsd, luma, psnr
 
-Pixels = NDArray[np.uint8]
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+
 Method = Callable[[Pixels, int], Pixels]
 
-PHOTOS = ("astronaut", "coffee", "chelsea", "rocket")
 BORDER = 4
 BACK_PROJECTIONS = 5
 REFERENCE = "Lanczos"
+SHOWN = ("source", REFERENCE, "base net", "bundled", "truth")
+"""On the sheet of crops; "bundled" is the base net with FLUX."""
 
-CROP = 112
-"""Truth px of a crop on the sheet: few enough to tell pixels apart, enough to show a thing."""
-ENLARGED = 2
-"""Sheet px per truth px."""
-GAP, CAPTION = 8, 26
+PSNR_SPARED = 0.05
+"""dB that the small FLUX may lose for the detail that it draws."""
+DENOISES = (0.2, 0.25, 0.5)
+MORE_DETAIL = 0.02
+"""Of the truth's own fine detail: what can be seen when the two are looked at in turn."""
+CONSISTENT = 45.0
+"""dB, RGB: errors of about 8 bits' rounding, had every pixel an error of one and a half levels."""
+SWAP_SEED = 1
+AUC_WANTED = {"from anywhere": 0.97, "with neighbours": 0.90}
+"""Gross changes and subtle ones."""
+WEIGHTS_MB = 20
 
 
 @dataclass(frozen=True)
@@ -100,22 +116,6 @@ METHODS: dict[str, Method] = {
 }
 
 
-def photograph(name: str, scale: int) -> Pixels:
-    """Truth, cropped at the right and bottom to a multiple of ``scale``."""
-    truth = (
-        np.asarray(Image.open(name).convert("RGB"))
-        if Path(name).is_file()
-        else getattr(data, name)()[..., :3]
-    )
-    height, width = (side // scale * scale for side in truth.shape[:2])
-    return np.ascontiguousarray(truth[:height, :width])
-
-
-def reduced(truth: Pixels, scale: int) -> Pixels:
-    size = (truth.shape[1] // scale, truth.shape[0] // scale)
-    return np.asarray(Image.fromarray(truth).resize(size, Image.Resampling.BICUBIC))
-
-
 def score(photo: str, method: str, result: Pixels, truth: Pixels, seconds: float) -> Score:
     if result.shape != truth.shape:
         raise click.ClickException(f"{method} of {photo} has shape {result.shape}, not {truth.shape}")
@@ -136,8 +136,8 @@ def means(scores: list[Score]) -> list[Score]:
     return rows
 
 
-def table(scores: list[Score], scale: int) -> Table:
-    out = Table(title=f"×{scale}, against the truth", title_justify="left")
+def table(scores: list[Score], scale: int, source: str) -> Table:
+    out = Table(title=f"×{scale} from {source} sources, against the truth", title_justify="left")
     for name in ("photo", "method"):
         out.add_column(name)
     for name in ("PSNR dB ↑", f"− {REFERENCE}", "SSIM ↑", "GMSD ↓", "seconds"):
@@ -164,73 +164,181 @@ def table(scores: list[Score], scale: int) -> Table:
     return out
 
 
-def busiest(truth: Pixels, side: int) -> tuple[int, int]:
-    """Left and top of the window of ``side`` px with the most gradient, on a lattice of quarter windows."""
-    energy = np.hypot(*np.gradient(luma(truth)))
-    step = side // 4
-    windows = {
-        (x, y): float(energy[y : y + side, x : x + side].sum())
-        for y in range(0, truth.shape[0] - side + 1, step)
-        for x in range(0, truth.shape[1] - side + 1, step)
+def compare(
+    photos: tuple[str, ...], methods: tuple[str, ...], scale: int, source: str
+) -> tuple[list[Score], dict[str, dict[str, Pixels]]]:
+    """Scores, means last, and the pictures of each photograph: source, results, truth."""
+    scores: list[Score] = []
+    results: dict[str, dict[str, Pixels]] = {}
+    for photo in photos:
+        truth = photograph(photo, scale)
+        small = SOURCES[source](truth, scale)
+        images = {"source": small}
+        for method in methods:
+            start = time.perf_counter()
+            images[method] = METHODS[method](small, scale)
+            scores.append(score(photo, method, images[method], truth, time.perf_counter() - start))
+        results[photo] = images | {"truth": truth}
+    return scores + means(scores), results
+
+
+def invention(photos: tuple[str, ...]) -> tuple[Table, list[str]]:
+    """What the small FLUX draws at several noise levels: detail and faithfulness of the whole program's results."""
+    table = Table(title="What --denoise draws, ×2, means over the photographs", title_justify="left")
+    for name in ("denoise", "detail", "changed", "reduced dB", "PSNR dB", "GMSD"):
+        table.add_column(name, justify="right")
+    found: dict[float, NDArray[np.float64]] = {}
+    for denoise in DENOISES:
+        rows = []
+        for photo in photos:
+            truth = photograph(photo, 2)
+            small = reduced(truth, 2)
+            made = whole_program(denoise=denoise)(small, 2)
+            base = METHODS["base net"](small, 2)
+            a, b = luma(made), luma(truth)
+            rows.append(
+                [
+                    float(detail(a) / detail(b)),
+                    float(np.abs(a - luma(base)).mean()),
+                    psnr(reduced(made, 2).astype(np.float64), small, BORDER),
+                    psnr(a, b, BORDER),
+                    gmsd(a, b),
+                ]
+            )
+        found[denoise] = np.mean(rows, axis=0)
+        cells = (f"{v:.{digits}f}" for v, digits in zip(found[denoise], (3, 2, 2, 2, 4), strict=True))
+        table.add_row(f"{denoise:g}", *cells)
+    timid, bold = found[DENOISES[0]], found[DENOISES[-1]]
+    return table, [
+        verdict(bold[0] > timid[0] + MORE_DETAIL, f"denoise {DENOISES[-1]} draws more than {DENOISES[0]}"),
+        verdict(bold[2] > CONSISTENT, f"reduced again, {bold[2]:.1f} dB from the source (> {CONSISTENT:g})"),
+    ]
+
+
+def detail(plane: NDArray[np.float64]) -> float:
+    """Standard deviation of what of a plane is finer than about 4 px: what reducing by two leaves little of."""
+    fy, fx = np.fft.fftfreq(plane.shape[0])[:, None], np.fft.rfftfreq(plane.shape[1])[None, :]
+    high = np.fft.rfft2(plane) * (np.maximum(np.abs(fy), np.abs(fx)) > 0.25)
+    return float(np.std(np.fft.irfft2(high, s=plane.shape)))
+
+
+def swaps() -> tuple[Table, list[str]]:
+    """Area under the ROC curve for patches that changed places, found by DINO, by random weights, by plain pixels."""
+    from training.selfdistil import PATCH, untrained
+    from training.swaps import raw_pixels, swap_auc
+
+    from dino_ray.dino.loading import load
+
+    table = Table(title="Swapped patches of unseen drawn pictures, AUC", title_justify="left")
+    subjects = {"DINO": load("bundled"), "random weights": untrained(SWAP_SEED), "pixels": raw_pixels(PATCH)}
+    for name in ("swapped", *subjects):
+        table.add_column(name, justify="left" if name == "swapped" else "right")
+    verdicts = []
+    for kind, wanted in AUC_WANTED.items():
+        found = [
+            swap_auc(each, PATCH, SWAP_SEED, neighbours=kind == "with neighbours")
+            for each in subjects.values()
+        ]
+        table.add_row(kind, *(f"{auc:.3f}" for auc in found))
+        verdicts.append(verdict(found[0] >= wanted, f"DINO finds patches swapped {kind}: AUC {found[0]:.3f}"))
+    return table, verdicts
+
+
+def judged(x2: list[Score], x4: list[Score], spoilt: list[Score]) -> list[str]:
+    """What was wanted of the default options, and of the small FLUX over the base net."""
+
+    def rows(scores: list[Score], method: str) -> dict[str, Score]:
+        return {s.photo: s for s in scores if s.method == method}
+
+    def gain(scores: list[Score]) -> float:
+        return rows(scores, "bundled")["mean"].psnr - rows(scores, REFERENCE)["mean"].psnr
+
+    made, plain, base = (rows(x2, method) for method in ("bundled", REFERENCE, "base net"))
+    better = all(
+        m.psnr > p.psnr and m.ssim > p.ssim and m.gmsd < p.gmsd
+        for m, p in ((made[photo], plain[photo]) for photo in made)
+    )
+    drawn = all(made[p].gmsd < base[p].gmsd and made[p].psnr >= base[p].psnr - PSNR_SPARED for p in made)
+    lines = [
+        verdict(
+            found >= wanted, f"{name}: {found:+.2f} dB over {REFERENCE} in the mean, {wanted:+.1f} wanted"
+        )
+        for name, found, wanted in (
+            ("×2", gain(x2), 2.2),
+            ("×4", gain(x4), 0.9),
+            ("spoilt ×2", gain(spoilt), 0.8),
+        )
+    ]
+    return [
+        *lines,
+        verdict(better, f"×2: PSNR, SSIM and GMSD better than {REFERENCE}'s on each photograph"),
+        verdict(
+            drawn, f"FLUX over the base net: GMSD better, PSNR no more than {PSNR_SPARED} dB less, on each"
+        ),
+    ]
+
+
+def weight() -> tuple[Table, list[str]]:
+    """Size of all weights that ship."""
+    table = Table(title="Weights", title_justify="left")
+    table.add_column("part")
+    table.add_column("MB", justify="right")
+    package = ROOT / "dino_ray"
+    sizes = {
+        str(folder.parent.relative_to(package)): sum(
+            f.stat().st_size for f in folder.rglob("*") if f.is_file()
+        )
+        for folder in sorted(package.rglob("weights"))
     }
-    return max(windows, key=lambda place: windows[place])
-
-
-def sheet(results: dict[str, dict[str, Pixels]], scale: int) -> Image.Image:
-    """A row per photograph: source, methods and truth, the same crop of each."""
-    columns = list(next(iter(results.values())))
-    cell = CROP * ENLARGED
-    width = GAP + len(columns) * (cell + GAP)
-    out = Image.new("RGB", (width, CAPTION + len(results) * (cell + GAP)), "white")
-    draw, font = ImageDraw.Draw(out), ImageFont.load_default(15)
-    for i, name in enumerate(columns):
-        draw.text((GAP + i * (cell + GAP), 5), name, fill="black", font=font)
-    for j, images in enumerate(results.values()):
-        left, top = busiest(images["truth"], CROP)
-        for i, (name, image) in enumerate(images.items()):
-            per = scale if name == "source" else 1
-            box = (left / per, top / per, (left + CROP) / per, (top + CROP) / per)
-            crop = Image.fromarray(image).resize((cell, cell), Image.Resampling.NEAREST, box=box)
-            out.paste(crop, (GAP + i * (cell + GAP), CAPTION + j * (cell + GAP)))
-    return out
+    for name, size in sizes.items():
+        table.add_row(name, f"{size / 1e6:.1f}")
+    total = sum(sizes.values()) / 1e6
+    return table, [verdict(total < WEIGHTS_MB, f"{total:.1f} MB of weights in all (< {WEIGHTS_MB})")]
 
 
 @click.command(help=(__doc__ or "").split("\n\n")[0])
 @click.option("--photos", multiple=True, help="Of scikit-image, or files; all four unless named.")
 @click.option("--methods", multiple=True, type=click.Choice(list(METHODS)), help="All unless named.")
 @click.option("--scale", default=2, show_default=True, type=click.IntRange(2, 8))
+@click.option("--source", default="clean", show_default=True, type=click.Choice(list(SOURCES)))
+@click.option("--all", "everything", is_flag=True, help="All tables, and whether they reach what is wanted.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the scores here.")
 @click.option("--sheet", "sheet_path", type=click.Path(path_type=Path), help="Write crops side by side here.")
 def main(
     photos: tuple[str, ...],
     methods: tuple[str, ...],
     scale: int,
+    source: str,
+    everything: bool,
     json_path: Path | None,
     sheet_path: Path | None,
 ) -> None:
-    scores: list[Score] = []
-    results: dict[str, dict[str, Pixels]] = {}
-    for photo in photos or PHOTOS:
+    for photo in photos:
         if photo not in PHOTOS and not Path(photo).is_file():
             raise click.BadParameter(f"{photo}: no such file, nor one of {', '.join(PHOTOS)}")
-        truth = photograph(photo, scale)
-        small = reduced(truth, scale)
-        images = {"source": small}
-        for method in methods or METHODS:
-            start = time.perf_counter()
-            images[method] = METHODS[method](small, scale)
-            scores.append(score(photo, method, images[method], truth, time.perf_counter() - start))
-        results[photo] = images | {"truth": truth}
-    averages = means(scores)
-    Console(width=100).print(table(scores + averages, scale))
-    if json_path:
-        report = {"scale": scale, "border": BORDER, "scores": [asdict(s) for s in scores + averages]}
-        json_path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    photos, methods = photos or PHOTOS, methods or tuple(METHODS)
+    console = Console(width=100)
+    kinds = [(2, "clean"), (4, "clean"), (2, "spoilt")] if everything else [(scale, source)]
+    report, rows, tables = [], [], []
+    for scale, source in kinds:
+        scores, results = compare(photos, methods, scale, source)
+        console.print(table(scores, scale, source))
+        tables.append(scores)
+        report.append({"scale": scale, "source": source, "scores": [asdict(s) for s in scores]})
+        rows += [{n: images[n] for n in SHOWN if n in images} for images in results.values()]
     if sheet_path:
-        shown = ("source", REFERENCE, "base net", "bundled", "truth")
-        sheet({p: {n: images[n] for n in shown if n in images} for p, images in results.items()}, scale).save(
-            sheet_path
-        )
+        sheet(rows).save(sheet_path)
+    verdicts: list[str] = []
+    if everything:
+        verdicts += judged(*tables)
+        for made, said in (invention(photos), swaps(), weight()):
+            console.print(made)
+            verdicts += said
+        for line in verdicts:
+            console.print(line)
+    if json_path:
+        content = {"border": BORDER, "tables": report, "verdicts": verdicts}
+        json_path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,54 +1,142 @@
-"""Stage ``base``: the conv net that enlarges ×2."""
+"""Stages ``base`` and ``polish``: the conv net that enlarges ×2, first as a draft, then once more from there."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dino_ray.upsample.net import BaseNet, save_net
-from training.loop import Moment, Stage, train
+from dino_ray.upsample.net import BaseNet, read_net, save_net
+from training.loop import Moment, Stage, note, train
+from training.muon import Muon
 from training.pool import Pool
 
-WIDTH, BLOCKS = 48, 6
-PEAK_RATE = 2e-3
-BATCH = 16
+WIDTH, BLOCKS = 64, 6
+"""The best of what ``scripts/bench/architectures.py`` compares."""
+PEAK_RATE, POLISH_RATE = 6e-3, 3e-3
+HOLD = 0.65
+"""Share of the draft's steps at its peak rate, before it falls."""
+BATCH = 8
 CROP_PX = 80
 MARGIN_PX = 8
 """Left out of the loss on each side: there the net sees its own zero padding, which tiles never show it."""
 AVERAGE_DECAY = 0.998
-BF16_UNTIL = 0.85
+BF16_UNTIL = 0.9
 """Share of the steps computed in bfloat16 where that is fast; the rest settle the weights in float32."""
+SQUARES_FROM = 0.75
+"""From then on the draft's errors are squared, which are what PSNR counts (RLFN, arXiv:2205.07514)."""
+TWICE_EVERY = 10
+"""Each so many steps the net is given its own output to enlarge, as at ×4."""
+TWICE_BATCH = 2
+
+LUMA = (0.299, 0.587, 0.114)
+"""ITU-R BT.601: an error that all colours share is seen most, and counts once more."""
 
 
 def to_tensor(pixels: NDArray[np.generic]) -> Tensor:
     """(n, h, w, 3) of 0 to 255 to float32 (n, 3, h, w) in [0, 1], channels last in memory."""
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(255)
+    return torch.from_numpy(np.array(pixels, np.float32)).permute(0, 3, 1, 2).div_(255)
+
+
+def draft_of(folder: Path) -> Path:
+    """Where in the working folder the draft is."""
+    return folder / "base.draft.safetensors"
 
 
 def train_base(stage: Stage, pool: Pool, out: Path, device: torch.device) -> None:
-    """Train the net on ``pool`` and save its averaged weights as ``out``."""
+    """Train a net on ``pool`` from nothing and save its averaged weights as ``out``."""
     torch.manual_seed(stage.seed)
-    net = BaseNet(WIDTH, BLOCKS).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    _train(BaseNet(WIDTH, BLOCKS), stage, pool, out, device, Course(PEAK_RATE, HOLD, SQUARES_FROM))
+
+
+def polish_base(stage: Stage, pool: Pool, draft: Path, out: Path, device: torch.device) -> None:
+    """Train the net ``draft`` once more: a rate that rises and falls again finds better (SGDR, arXiv:1608.03983)."""
+    _train(read_net(draft).train().requires_grad_(True), stage, pool, out, device, Course(POLISH_RATE, 0, 1))
+
+
+class Enlarging(Protocol):
+    """A net as `gains` needs it: (B, 3, h, w) in [0, 1] to twice the size, and what Lanczos makes of it."""
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+    def plain(self, x: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Course:
+    """How the rate goes, and from which share of the steps on errors are squared."""
+
+    rate: float
+    hold: float
+    squares_from: float
+
+
+def _train(net: BaseNet, stage: Stage, pool: Pool, out: Path, device: torch.device, course: Course) -> None:
+    net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE_DECAY))
-    optimizer = torch.optim.Adam(net.parameters(), PEAK_RATE, betas=(0.9, 0.99))
+    optimizer = Muon(net.parameters(), course.rate)
 
     def step_once(moment: Moment) -> dict[str, float]:
-        large, small = (to_tensor(p).to(device) for p in pool.pairs(moment.rng, BATCH, CROP_PX))
-        optimizer.param_groups[0]["lr"] = moment.rate(PEAK_RATE)
+        squares = moment.progress >= course.squares_from
+        twice = moment.step % TWICE_EVERY == TWICE_EVERY - 1
+        optimizer.param_groups[0]["lr"] = moment.rate(course.rate, course.hold)
         with torch.autocast(device.type, torch.bfloat16, enabled=moment.progress < BF16_UNTIL):
-            made = net(small)
-        inner = slice(MARGIN_PX, -MARGIN_PX)
-        loss = (made.float() - large)[:, :, inner, inner].abs().mean()
+            if twice:
+                large, half = (
+                    to_tensor(p).to(device) for p in pool.pairs(moment.rng, TWICE_BATCH, 2 * CROP_PX, 1.0)
+                )
+                once = net(F.interpolate(half, scale_factor=0.5, mode="bicubic", antialias=True))
+                loss = error(once, half, squares) + error(net(once), large, squares)
+            else:
+                large, small = (to_tensor(p).to(device) for p in pool.pairs(moment.rng, BATCH, CROP_PX))
+                loss = error(net(small), large, squares)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         average.update_parameters(net)
-        return {"l1": loss.item()}
+        return {("twice" if twice else "squares" if squares else "l1"): loss.item()}
 
     train(stage, {"net": net, "average": average, "optimizer": optimizer}, step_once)
     save_net(average.module, out)
+
+
+def error(made: Tensor, goal: Tensor, squares: bool) -> Tensor:
+    """Mean error of the colours, and of luma besides, without the margin."""
+    inner = slice(MARGIN_PX, -MARGIN_PX)
+    colours = (made.float() - goal)[:, :, inner, inner]
+    luma = torch.einsum("bchw,c->bhw", colours, colours.new_tensor(LUMA))
+    return (
+        colours.square().mean() + luma.square().mean()
+        if squares
+        else colours.abs().mean() + luma.abs().mean()
+    )
+
+
+@torch.inference_mode()
+def judge_base(stage: Stage, unseen: Pool, path: Path) -> None:
+    """Log by how many dB of PSNR over RGB the net exceeds Lanczos, on pictures that training never saw."""
+    net = read_net(path)
+    for kind, small in (("bicubic", unseen.bicubic), ("accidents", unseen.other)):
+        note(stage, {"gain_db": kind, "mean": round(float(np.mean(gains(net, unseen.large, small))), 3)})
+
+
+@torch.inference_mode()
+def gains(net: Enlarging, large: NDArray[np.uint8], small: NDArray[np.uint8]) -> list[float]:
+    """Of each picture, by how many dB the net's PSNR exceeds that of Lanczos."""
+    found = []
+    for truth, source in zip(large, small, strict=True):
+        x, goal = to_tensor(source[None]), to_tensor(truth[None])
+        inner = slice(MARGIN_PX, -MARGIN_PX)
+        plain, made = (
+            (enlarge(x).clamp(0, 1) - goal)[:, :, inner, inner].square().mean()
+            for enlarge in (net.plain, net)
+        )
+        found.append(10 * float(torch.log10(plain / made)))
+    return found

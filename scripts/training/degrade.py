@@ -1,49 +1,53 @@
 """From a picture to what a user might have of it at half the size.
 
-Most pairs use Pillow's antialiased bicubic reduction, the usual benchmark; the others are mild versions of
-what happens to pictures: another kernel, a soft lens, sensor noise, JPEG.
+Most pairs use Pillow's antialiased bicubic reduction, the usual benchmark; the others are what happens to pictures:
+another kernel, a soft or shaken lens, sharpening, sensor noise, JPEG.
 """
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
+from PIL import Image
+
+from training.camera import REDUCERS, blur, grain, jpeg, sharpened
 
 Pixels = NDArray[np.uint8]
 
 FACTOR = 2
-OTHER_KERNELS = (
-    Image.Resampling.BICUBIC,
-    Image.Resampling.LANCZOS,
-    Image.Resampling.BOX,
-    Image.Resampling.HAMMING,
-    Image.Resampling.BILINEAR,
-)
+
+BLURRED, SHARPENED, NOISY, COMPRESSED = 0.5, 0.15, 0.5, 0.55
+"""How often each happens; nothing but another kernel remains of about one in ten."""
+BLUR_PX = (0.3, 1.6)
+"""Standard deviation, px of the large picture."""
+SHAKEN = 0.3
+"""Share of blurs that are longer in one direction, by up to four times."""
+NOISE = (0.5 / 255, 8 / 255)
+QUALITY = (40, 95)
 
 
 def reduce_bicubic(picture: Pixels) -> Pixels:
     """Half the size by Pillow's bicubic kernel; uint8 (H, W, 3) to (H / 2, W / 2, 3)."""
-    return _reduce(Image.fromarray(picture), Image.Resampling.BICUBIC)
+    return _reduce(picture, Image.Resampling.BICUBIC)
 
 
 def reduce_somehow(picture: Pixels, rng: np.random.Generator) -> Pixels:
-    """Half the size by a random kernel, with light blur, noise and JPEG, each now and then."""
-    image = Image.fromarray(picture)
-    if rng.random() < 0.3:
-        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.9)))
-    small = _reduce(image, OTHER_KERNELS[rng.integers(len(OTHER_KERNELS))])
-    if rng.random() < 0.4:
-        noisy = small + rng.normal(0, rng.uniform(0.5, 4), small.shape)
-        small = np.asarray(np.rint(np.clip(noisy, 0, 255)), np.uint8)
-    if rng.random() < 0.4:
-        buffer = io.BytesIO()
-        quality, subsampling = int(rng.integers(70, 97)), int(rng.choice([0, 2]))
-        Image.fromarray(small).save(buffer, "JPEG", quality=quality, subsampling=subsampling)
-        small = np.asarray(Image.open(buffer))
-    return small
+    """Half the size by a random kernel, with blur, sharpening, noise and JPEG, each now and then."""
+    if rng.random() < BLURRED:
+        sigma, ratio = _log_uniform(rng, *BLUR_PX), 1.0
+        if rng.random() < SHAKEN:
+            ratio = rng.uniform(1, 4)
+        widths = (sigma * np.sqrt(ratio), sigma / np.sqrt(ratio))
+        picture = _to_bytes(blur(_to_unit(picture), widths, rng.uniform(0, np.pi)))
+    small = _to_unit(_reduce(picture, REDUCERS[rng.integers(len(REDUCERS))]))
+    if rng.random() < SHARPENED:
+        small = sharpened(small, rng.uniform(0.5, 1.2), rng.uniform(0.2, 1))
+    if rng.random() < NOISY:
+        small = small + grain(rng, small, _log_uniform(rng, *NOISE))
+    made = _to_bytes(small)
+    if rng.random() < COMPRESSED:
+        made = jpeg(made, int(rng.integers(QUALITY[0], QUALITY[1] + 1)), int(rng.choice([0, 2])))
+    return made
 
 
 def soften(picture: Pixels) -> Pixels:
@@ -53,5 +57,18 @@ def soften(picture: Pixels) -> Pixels:
     return np.asarray(small.resize((width, height), Image.Resampling.LANCZOS))
 
 
-def _reduce(image: Image.Image, kernel: Image.Resampling) -> Pixels:
-    return np.asarray(image.resize((image.width // FACTOR, image.height // FACTOR), kernel))
+def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+
+def _reduce(picture: Pixels, kernel: Image.Resampling) -> Pixels:
+    height, width = picture.shape[:2]
+    return np.asarray(Image.fromarray(picture).resize((width // FACTOR, height // FACTOR), kernel))
+
+
+def _to_unit(picture: Pixels) -> NDArray[np.float32]:
+    return picture.astype(np.float32) / 255
+
+
+def _to_bytes(picture: NDArray[np.float32]) -> Pixels:
+    return np.asarray(np.rint(np.clip(picture, 0, 1) * 255), np.uint8)

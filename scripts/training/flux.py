@@ -2,7 +2,9 @@
 
 It learns the straight way from the base to the picture, as a rectified flow does from noise (Liu et al.
 2022, arXiv:2209.03003): the base, at noise level ``sigma0``, is the start; a minority of samples start from
-added noise, from half-way, or are to be corrected only in part.
+added noise, from half-way, or are to be corrected only in part. Without noise it is to come near the picture, pixel by
+pixel and in its edges; with noise it is to make texture of it, as much as the picture has, that the source can't tell
+from the picture's.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import FluxTransformer2DModel
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -22,11 +25,16 @@ from dino_ray.diffusion.bundled.latents import BlockDct
 from dino_ray.diffusion.bundled.model import BundledDenoiser
 from dino_ray.diffusion.bundled.spec import Spec
 from dino_ray.diffusion.denoiser import Conditioning, DinoTokens
+from dino_ray.report.metrics import gmsd
 from training.base import to_tensor
 from training.gallery import Gallery
 from training.loop import Moment, Stage, note, train
+from training.losses import edge_loss, luma, texture_loss
+from training.muon import Muon
 
 SIGMA0 = 0.25
+NOISY_LEVELS = (0.35, 0.5, 0.75)
+"""At which the result is judged besides."""
 LATENT_SCALE = 2
 TILE, OVERLAP, MULTIPLE = 128, 32, 16
 DINO_STRIDE = 16
@@ -41,20 +49,25 @@ CONFIG: dict[str, Any] = {
     "axes_dims_rope": (8, 12, 12),
 }
 
-PEAK_RATE = 1e-3
-WEIGHT_DECAY = 0.01
+PEAK_RATE = 5e-3
+HOLD = 0.4
+"""Share of the steps at that rate, before it falls."""
 AVERAGE_DECAY = 0.998
-SMALL_CROP, SMALL_BATCH = 64, 16
-LARGE_BATCH = 4
+SMALL_CROP, SMALL_BATCH = 64, 8
+LARGE_BATCH = 2
 """Of crops of the tile's own size, which the last steps see: attention's reach has to be learned too."""
-LARGE_FROM = 0.85
+LARGE_FROM = 0.9
 MARGIN_PX = 8
 """Left out of the loss on each side: of every tile that much is context and never shown."""
 DROPPED_SHARE = 0.15
 """Of the batches see no DINO tokens, so that the model works without; twice as many see them weakened."""
-NOISY_WEIGHT = 0.1
-"""Weight of the samples with noise, whose errors are about ten times larger."""
-SOFT_SHARE = 0.6
+EDGE_WEIGHT = 0.05
+"""Of edges against pixels: the most that costs next to nothing of PSNR."""
+NOISY_WEIGHT = 0.3
+"""Weight of the samples with noise, whose errors are larger."""
+TEXTURE_WEIGHT = 2.0
+"""Of texture against what the source shows, where there is noise to make it of."""
+SOFT_SHARE = 0.3
 """So many samples start somewhere between Lanczos and the base. What the base net leaves over is too faint to
 learn from alone, and photographs leave more of it than the pictures that the base net was trained on."""
 
@@ -66,9 +79,7 @@ def train_flux(stage: Stage, gallery: Gallery, out: Path, device: torch.device) 
     transformer = build(spec).to(device)
     average = AveragedModel(transformer, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE_DECAY))
     denoiser = BundledDenoiser(transformer, spec)
-    optimizer = torch.optim.AdamW(
-        transformer.parameters(), PEAK_RATE, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY
-    )
+    optimizer = Muon(transformer.parameters(), PEAK_RATE)
 
     def step_once(moment: Moment) -> dict[str, float]:
         rng, large = moment.rng, moment.progress >= LARGE_FROM
@@ -81,15 +92,20 @@ def train_flux(stage: Stage, gallery: Gallery, out: Path, device: torch.device) 
         start = torch.lerp(base, plain, softness.view(-1, 1, 1, 1))
         case = draw_case(rng, goal, start)
         tokens = draw_tokens(rng, torch.from_numpy(crops.tokens))
-        optimizer.param_groups[0]["lr"] = moment.rate(PEAK_RATE)
+        optimizer.param_groups[0]["lr"] = moment.rate(PEAK_RATE, HOLD)
         with torch.autocast(device.type, torch.bfloat16):
             velocity = denoiser.velocity(case.x, case.sigma, tokens)
         # Measured in pixels of the picture that one step from the case's noise level would give.
         scale = case.sigma_start.view(-1, 1, 1, 1)
-        error = denoiser.latents.decode_difference(scale * (velocity - case.velocity))
         inner = slice(MARGIN_PX, -MARGIN_PX)
-        each = error[:, :, inner, inner].abs().mean((1, 2, 3))
-        loss = (case.weight * each).mean()
+        error = denoiser.latents.decode_difference(scale * (velocity - case.velocity))[:, :, inner, inner]
+        truth = denoiser.decode(goal)[:, :, inner, inner]
+        made = truth + error
+        each = error.abs().mean((1, 2, 3))
+        shown = F.avg_pool2d(error, 2).abs().mean((1, 2, 3))  # what the source, half as large, can tell
+        faithful = each + EDGE_WEIGHT * edge_loss(made, truth)
+        lively = NOISY_WEIGHT * (shown + 0.25 * each + TEXTURE_WEIGHT * texture_loss(made, truth))
+        loss = torch.where(case.noisy, lively, faithful).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(transformer.parameters(), 1.0)
@@ -152,7 +168,7 @@ class Case:
         self.velocity = (noisy - goal) / wide("sigma")
         self.x = goal + wide("way") * (noisy - goal)
         self.sigma = columns["sigma"] * columns["way"] * columns["gentle"]
-        self.weight = torch.where(columns["noise"] > 0, NOISY_WEIGHT, 1.0)
+        self.noisy = columns["noise"] > 0
         self.plain = (columns["noise"] == 0) & (columns["way"] == 1) & (columns["gentle"] == 1)
 
 
@@ -165,8 +181,9 @@ def draw_case(rng: np.random.Generator, goal: Tensor, start: Tensor) -> Case:
     n = len(goal)
     kind = rng.random(n)
     # Half-way states only with noise: without, a lower level asks for a part of the correction instead.
-    noisy, partial, gentle = kind < 0.12, kind < 0.05, kind > 0.86
-    sigma = np.where(noisy, rng.uniform(SIGMA0, 1, n), SIGMA0)
+    noisy, partial, gentle = kind < 0.3, kind < 0.06, kind > 0.88
+    # Mostly as little noise as people ask for.
+    sigma = np.where(noisy, SIGMA0 + (1 - SIGMA0) * rng.random(n) ** 1.5, SIGMA0)
     columns = {
         "sigma": sigma,
         "noise": sigma - SIGMA0,
@@ -191,28 +208,40 @@ def draw_tokens(rng: np.random.Generator, features: Tensor) -> DinoTokens | None
 
 @torch.inference_mode()
 def judge_flux(stage: Stage, gallery: Gallery, out: Path, batches: int = 16) -> None:
-    """Log PSNR, in dB over RGB, on pictures that training never saw: the base, and what the model makes of it.
+    """Log what the model makes of pictures that training never saw.
 
-    ``tokens`` are the picture's own; ``none`` leaves them out; ``others`` shows the model another picture's.
+    From the base: PSNR, in dB over RGB, and GMSD; ``tokens`` are the picture's own, ``none`` leaves them out,
+    ``others`` shows the model another picture's. With noise: how much fine detail there is, of the truth's, and how far
+    the result is, reduced by two, from the truth, in levels of 255.
     """
     denoiser = load(out)
     inner = slice(MARGIN_PX, -MARGIN_PX)
-    errors: dict[str, list[float]] = {"base": [], "tokens": [], "none": [], "others": []}
+    errors: dict[str, list[float]] = {}
+    likeness: dict[str, list[float]] = {}
+    drawn: dict[float, list[tuple[float, float, float]]] = {}
     for batch in range(batches):
         crops = gallery.crops(np.random.default_rng((stage.seed, batch)), LARGE_BATCH, TILE, DINO_STRIDE)
-        truth, base = to_tensor(crops.pictures), to_tensor(crops.bases)
-        features = torch.from_numpy(crops.tokens)
+        truth, base = to_tensor(crops.pictures)[:, :, inner, inner], to_tensor(crops.bases)
+        z, features = denoiser.encode(base), torch.from_numpy(crops.tokens)
+        own = DinoTokens(features, 1.0)
         made = {"base": base}
-        for name, dino in (
-            ("tokens", DinoTokens(features, 1.0)),
-            ("none", None),
-            ("others", DinoTokens(features.roll(1, 0), 1.0)),
-        ):
-            x0 = denoiser.predict(denoiser.encode(base), SIGMA0, Conditioning(dino=dino))
-            made[name] = denoiser.decode(x0)
+        for name, dino in (("tokens", own), ("none", None), ("others", DinoTokens(features.roll(1, 0), 1.0))):
+            made[name] = denoiser.decode(denoiser.predict(z, SIGMA0, Conditioning(dino=dino)))
         for name, pixels in made.items():
-            squares = (pixels.clamp(0, 1) - truth)[:, :, inner, inner].square().mean((1, 2, 3))
-            errors[name] += squares.clamp_min(1e-10).tolist()
+            pixels = pixels.clamp(0, 1)[:, :, inner, inner]
+            squares = (pixels - truth).square().mean((1, 2, 3))
+            errors.setdefault(name, []).extend(squares.clamp_min(1e-10).tolist())
+            pairs = zip(luma(255 * pixels)[:, 0], luma(255 * truth)[:, 0], strict=True)
+            likeness.setdefault(name, []).extend(gmsd(a.numpy(), b.numpy()) for a, b in pairs)
+        generator = torch.Generator().manual_seed(batch)
+        noise = torch.randn(z.shape, generator=generator)
+        for sigma in (SIGMA0, *NOISY_LEVELS):
+            x = denoiser.noised(z, noise, sigma)
+            pixels = denoiser.decode(denoiser.predict(x, sigma, Conditioning(dino=own)))[:, :, inner, inner]
+            fine = [float((each - F.avg_pool2d(each, 3, 1, 1)).std()) for each in (luma(pixels), luma(truth))]
+            short = 255 * float(F.avg_pool2d(pixels - truth, 2).abs().mean())
+            unlike = float(texture_loss(pixels, truth).mean())
+            drawn.setdefault(sigma, []).append((fine[0] / fine[1], short, 255 * unlike))
 
     def decibels(mean_square: NDArray[np.float64]) -> float:
         return round(float(-10 * np.log10(mean_square).mean()), 3)
@@ -220,3 +249,7 @@ def judge_flux(stage: Stage, gallery: Gallery, out: Path, batches: int = 16) -> 
     # Of each crop, which weighs flat ones heavily, and of all crops' errors together, which weighs detail.
     note(stage, {"psnr_per_crop": {name: decibels(np.array(values)) for name, values in errors.items()}})
     note(stage, {"psnr_together": {name: decibels(np.mean(values)) for name, values in errors.items()}})
+    note(stage, {"gmsd": {name: round(float(np.mean(values)), 5) for name, values in likeness.items()}})
+    for sigma, rows in drawn.items():
+        fine_share, short, unlike = (round(float(v), 3) for v in np.mean(rows, axis=0))
+        note(stage, {"sigma": sigma, "detail": fine_share, "reduced": short, "texture": unlike})

@@ -6,6 +6,7 @@ The base net and DINO are frozen by then, so their outputs are computed once and
 from __future__ import annotations
 
 import hashlib
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,18 +73,27 @@ class Gallery:
 
 
 def open_gallery(folder: Path, pool: Pool, net: Path, dino_folder: Path, pictures: int, seed: int) -> Gallery:
-    """The gallery of the first ``pictures`` of ``pool``, made with the net and the DINO of those files."""
+    """The gallery of the first ``pictures`` of ``pool``, made with the net and the DINO of those files.
+
+    What networks make of the pictures is kept in ``folder``, and found there the next time.
+    """
     sources = max(1, min(pictures, len(pool.large)) // GRID**2)
     small, large = _assemble(pool, sources, np.random.default_rng(seed))
-    digest = hashlib.sha256(net.read_bytes() + small.tobytes()).hexdigest()[:12]
-    path = folder / f"base-{digest}.npy"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        np.save(path, _bases(small, net))
-    dino = load(str(dino_folder))
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = hashlib.sha256(small.tobytes()).hexdigest()[:8]
+    base = folder / f"base-{shown}-{_digest(net)}.npy"
+    if not base.exists():
+        np.save(base, _bases(small, net))
+    seen = folder / f"features-{shown}-{_digest(dino_folder / 'model.safetensors')}.pickle"
+    if not seen.exists():
+        dino = load(str(dino_folder))
+        seen.write_bytes(pickle.dumps(tuple(_features(dino, source) for source in small)))
     plain = np.stack([_lanczos(source) for source in small])
-    features = tuple(_features(dino, source) for source in small)
-    return Gallery(large, np.load(path, mmap_mode="r"), plain, features)
+    return Gallery(large, np.load(base, mmap_mode="r"), plain, pickle.loads(seen.read_bytes()))
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:8]
 
 
 def _lanczos(source: Pixels) -> Pixels:

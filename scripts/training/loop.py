@@ -76,10 +76,11 @@ class Moment:
     """0 at the start of the stage, towards 1 at its end."""
     rng: np.random.Generator
 
-    def rate(self, peak: float) -> float:
-        """Learning rate: a short rise, then half a cosine."""
+    def rate(self, peak: float, hold: float = 0.0) -> float:
+        """Learning rate: a short rise, then ``peak`` until the progress is ``hold``, then half a cosine."""
         rise = min((self.step + 1) / WARM_UP_STEPS, 1.0)
-        return peak * rise * 0.5 * (1 + math.cos(math.pi * self.progress))
+        fall = max(self.progress - hold, 0) / (1 - hold)
+        return peak * rise * 0.5 * (1 + math.cos(math.pi * fall))
 
 
 def train(

@@ -18,8 +18,8 @@ Pixels = NDArray[np.uint8]
 
 SOFT_SHARE = 0.07
 """Share of pictures that hold nothing to restore, so that a network learns to leave such alone."""
-BICUBIC_SHARE = 0.75
-"""Share of training crops whose small picture is Pillow's bicubic reduction rather than a mild accident."""
+BICUBIC_SHARE = 0.65
+"""Share of training crops whose small picture is Pillow's bicubic reduction rather than what happens to people."""
 
 
 @dataclass(frozen=True)
@@ -42,21 +42,22 @@ class Pool:
     other: Pixels
     """(n, size / 2, size / 2, 3): reductions with accidents."""
 
-    def pairs(self, rng: np.random.Generator, n: int, side: int) -> tuple[Pixels, Pixels]:
+    def pairs(
+        self, rng: np.random.Generator, n: int, side: int, bicubic_share: float = BICUBIC_SHARE
+    ) -> tuple[Pixels, Pixels]:
         """``n`` crops, flipped and turned: large (n, side, side, 3), small (n, side / 2, side / 2, 3)."""
         size = self.large.shape[1]
         large, small = [], []
         for _ in range(n):
             i = int(rng.integers(len(self.large)))
             y, x = (int(v) for v in rng.integers((size - side) // 2 + 1, size=2))
-            source = self.bicubic if rng.random() < BICUBIC_SHARE else self.other
+            source = self.bicubic if rng.random() < bicubic_share else self.other
             turns, flip = int(rng.integers(4)), bool(rng.integers(2))
-            channels = rng.permutation(3)
             for out, array, scale in ((large, self.large, 2), (small, source, 1)):
                 half = side // 2
                 crop = array[i, y * scale : (y + half) * scale, x * scale : (x + half) * scale]
                 crop = np.rot90(crop, turns)
-                out.append((crop[:, ::-1] if flip else crop)[..., channels])
+                out.append(crop[:, ::-1] if flip else crop)
         return np.stack(large), np.stack(small)
 
 

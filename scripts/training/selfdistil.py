@@ -20,7 +20,7 @@ from transformers.models.dinov2.modeling_dinov2 import Dinov2Model
 from dino_ray.dino.loading import IMAGENET_MEAN, IMAGENET_STD, load
 from training.loop import Moment, Stage, note, train
 from training.pool import Pool
-from training.swaps import raw_pixels, swap_auc
+from training.swaps import Features, raw_pixels, swap_auc
 
 PATCH = 14
 SIDE = 8 * PATCH
@@ -177,14 +177,24 @@ def save_centred(backbone: Dinov2Model, pool: Pool, out: Path) -> None:
     backbone.save_pretrained(out)
 
 
-def judge_dino(stage: Stage, pool: Pool, out: Path) -> None:
+def untrained(seed: int) -> Features:
+    """The same network with random weights, which is no DINO."""
+    torch.manual_seed(seed)
+    backbone = Branch().backbone.eval().requires_grad_(False)
+
+    def features(pixels: Tensor) -> Tensor:
+        tokens = backbone(normalise(pixels)).last_hidden_state[:, 1:]
+        tokens = tokens - tokens.mean((0, 1))  # as `save_centred` does once for all pictures
+        return tokens.view(1, pixels.shape[2] // PATCH, pixels.shape[3] // PATCH, -1)
+
+    return features
+
+
+def judge_dino(stage: Stage, out: Path) -> None:
     """Log how well features find swapped patches, of the result, of random weights, and of plain pixels."""
-    torch.manual_seed(stage.seed + 1)
-    untrained = stage.work_dir / "untrained-dino"
-    save_centred(Branch().backbone, pool, untrained)
     subjects = {
         "trained": load(str(out)),
-        "random": load(str(untrained)),
+        "random": untrained(stage.seed + 1),
         "pixels": raw_pixels(PATCH),
     }
     for kind in ("anywhere", "neighbours"):

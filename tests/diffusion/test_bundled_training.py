@@ -19,6 +19,8 @@ from training.flux import build, draw_case, make_spec
 from training.gallery import Gallery
 from training.images import picture
 from training.loop import Budget, Stage
+from training.losses import edge_loss, texture_loss
+from training.muon import Muon, orthogonal
 from training.pool import PoolSpec, open_pool
 from training.swaps import raw_pixels, swap_auc
 
@@ -139,6 +141,41 @@ def test_every_case_is_answered_by_the_goal():
     torch.testing.assert_close(case.x[case.plain], start[case.plain])
     short = (reached - goal)[~full] / (start - goal)[~full]
     torch.testing.assert_close(short.amin((1, 2, 3)), short.amax((1, 2, 3)), atol=1e-2, rtol=1e-2)
+
+
+def test_edges_count_where_they_are_and_texture_by_how_much_there_is():
+    torch.manual_seed(0)
+    smooth = torch.linspace(0.2, 0.8, 64).expand(2, 3, 64, 64)
+    one, other = (smooth + 0.05 * torch.randn(2, 3, 64, 64) for _ in range(2))
+    soft = smooth + 0.2 * (one - smooth)
+    assert edge_loss(one, one).max() < 2e-3  # all but the floor under its root
+    assert texture_loss(one, one).max() == 0
+    assert (edge_loss(one, soft) > 10 * edge_loss(one, one)).all()
+    assert (texture_loss(one, soft) > 4 * texture_loss(one, other)).all()
+
+
+def test_muon_steps_are_orthogonal_whatever_the_gradient():
+    torch.manual_seed(0)
+    for shape in ((8, 30), (30, 8)):
+        lengths = torch.linalg.svdvals(orthogonal(torch.randn(shape) * torch.logspace(-2, 1, shape[1])))
+        assert 0.3 < lengths.min() < lengths.max() < 1.4, lengths
+
+
+def test_muon_and_its_adam_go_downhill():
+    torch.manual_seed(0)
+    layer, x = torch.nn.Linear(6, 4), torch.randn(64, 6)
+    goal = x @ torch.randn(6, 4) + 1
+    optimizer = Muon(layer.parameters(), lr=0.05)
+
+    def loss():
+        return (layer(x) - goal).square().mean()
+
+    before = loss().item()
+    for _ in range(80):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+    assert loss().item() < 0.1 * before
 
 
 @pytest.mark.parametrize("neighbours", [False, True])

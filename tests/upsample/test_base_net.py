@@ -71,7 +71,8 @@ def test_reducing_is_lanczos(net):
 
 
 def test_grey_goes_through_the_net_as_its_three_equal_colours(net):
-    grey = np.random.default_rng(2).integers(0, 256, (20, 20, 1), np.uint8)
+    # Not up to black and white: there colours are clipped each for itself, grey as a whole.
+    grey = np.random.default_rng(2).integers(80, 176, (20, 20, 1), np.uint8)
     scaling, rect = Scaling(20, 20, 40, 40), Rect(0, 0, 40, 40)
     made = base_tile(replicating(grey), rect, scaling, net)
     colours = base_tile(replicating(np.repeat(grey, 3, axis=2)), rect, scaling, net)
@@ -107,6 +108,16 @@ def test_the_halo_is_as_far_as_the_net_looks():
     np.testing.assert_array_equal(base_tile(replicating(image), rect, scaling, upsampler), before)
     image[20 + net.reach - 1] = 0
     assert (base_tile(replicating(image), rect, scaling, upsampler) != before).any()
+
+
+def test_a_tight_net_computes_the_same_without_what_is_cut_off():
+    torch.manual_seed(2)
+    net = BaseNet(width=8, blocks=2)
+    torch.nn.init.normal_(net.tail.weight, std=0.1)
+    x, cut = torch.rand(1, 3, 30, 26), 2 * net.reach
+    padded = net(x)
+    net.tighten()
+    torch.testing.assert_close(net(x), padded[:, :, cut:-cut, cut:-cut], atol=1e-6, rtol=0)
 
 
 def test_saved_weights_come_back(tmp_path):
