@@ -148,6 +148,26 @@ def test_a_model_that_adds_noise_sees_it_at_its_own_sigma() -> None:
     assert (0.75 * x - flow.model.asked[0][0]).abs().max() < 1e-4
 
 
+class FramesVae(fake_comfy.Vae):
+    """Of a model of images whose VAE is a video's: one frame."""
+
+    latent_dim = 3
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        return super().encode(pixels).unsqueeze(2)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return super().decode(latents[:, :, 0]).unsqueeze(1)
+
+
+def test_an_image_model_with_a_videos_vae_gets_its_frame() -> None:
+    patcher = fake_comfy.Patcher(dimensions=3)
+    patcher.model = type("QwenImage", (fake_comfy.Model,), {})()
+    made = run(model=patcher, vae=FramesVae())[0]
+    assert patcher.model.asked[0][0].ndim == 5
+    assert torch.equal(made, run()[0])
+
+
 def test_the_result_has_the_images_batch_and_each_gets_a_map() -> None:
     image, heat, report, mask = run(image=picture(batch=2))
     assert image.shape == (2, 96, 112, 3)
