@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ class Loaded:
         return None if model is None else TinyDecoder(model, self.places["tiny_vae"])
 
 
-class LatentDenoiser:
+class LatentDenoiser(ABC):
     """A network that predicts over latents of a VAE, speaking the ``Denoiser`` protocol.
 
     A family says what its network is asked and what it answers: ``_answer``, and ``_clean``. Its latents are mixed with
@@ -152,13 +153,13 @@ class LatentDenoiser:
 
     # ---- what a family says
 
+    @abstractmethod
     def _levels(self, denoise: float, steps: int, size: tuple[int, int]) -> list[float]:
         """As ``sigmas``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _answer(self, x: Tensor, sigma: float, text: Embeddings, conditioning: Conditioning) -> Tensor:
         """What the network says at ``x`` (B, C, h, w), told ``text``: the shape of ``x``, float32."""
-        raise NotImplementedError
 
     def _clean(self, x: Tensor, sigma: float, answer: Tensor) -> Tensor:
         """x0, of what the network said: here of a velocity, ``noise - x0``."""
