@@ -30,7 +30,7 @@ class PartFiles:
     """Where one component lies."""
 
     part: str
-    library: str
+    package: str
     """``diffusers`` or ``transformers``."""
     cls: str
     """Its class there."""
@@ -81,7 +81,7 @@ def load_model(files: PartFiles, kept: Kept, device: str, change: Change | None 
 
 
 def _from_folder(files: PartFiles, kept: Kept, device: str) -> Any:
-    named = {"diffusers": "torch_dtype", "transformers": "dtype"}[files.library]
+    named = {"diffusers": "torch_dtype", "transformers": "dtype"}[files.package]
     model, info = _class(files).from_pretrained(
         files.path,
         use_safetensors=not files.pickled,
@@ -98,7 +98,7 @@ def _from_folder(files: PartFiles, kept: Kept, device: str) -> Any:
 def _from_file(files: PartFiles, kept: Kept, device: str) -> Any:
     assert files.config is not None
     where = (files.path, files.config, files.prefix)
-    model = single_file.load(files.library, _class(files), *where, compute_dtype(kept))
+    model = single_file.load(files.package, _class(files), *where, compute_dtype(kept))
     if kept.quantize is not None:  # diffusers takes a single file's weights for quantised already
         from torchao.quantization import quantize_
 
@@ -132,7 +132,7 @@ def _quantization(files: PartFiles, kept: Kept, device: str) -> Mapping[str, Any
     there = {"device_map": {"": device}} if in_place and device != "cpu" else {}
     if kept.quantize is None:
         return there
-    library: Any = importlib.import_module(files.library)
+    library: Any = importlib.import_module(files.package)
     if kept.quantize == "nf4":
         config = library.BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute_dtype(kept)
@@ -224,7 +224,7 @@ class TextParts:
 
 
 def _class(files: PartFiles) -> Any:
-    if files.library == "diffusers":
+    if files.package == "diffusers":
         import diffusers
 
         return getattr(diffusers, files.cls)

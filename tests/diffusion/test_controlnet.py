@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 from parity import batched, latents, refined
@@ -12,6 +13,7 @@ from test_flux_denoiser import unshifted
 from tiny import make_tiny_flux
 from tiny_stable_diffusion import make_tiny_stable_diffusion
 
+import dino_ray
 from dino_ray.config import UpscaleConfig
 from dino_ray.diffusion import loading
 from dino_ray.diffusion.denoiser import Conditioning, Control
@@ -225,3 +227,23 @@ def test_what_is_no_controlnet_of_the_model_is_refused(folders, tmp_path, change
 def test_options_that_would_be_ignored_are_refused(options, says):
     with pytest.raises(UsageError, match=says):
         resolve(UpscaleConfig.parse(options))
+
+
+def test_a_whole_job_holds_its_tiles_by_the_controlnet_for_as_long_as_was_asked(folders):
+    model, control = folders
+    source = np.random.default_rng(1).integers(0, 256, (32, 32, 3), np.uint8)
+    plain = {"model": str(model), "tile": 64, "overlap": 0, "steps": 4, "denoise": 0.6, "base": "lanczos",
+             "address": "none", "dino_strength": 0, "verify": False, "adaptive": 0, "consistency": 0,
+             "color_lock": "off"}  # fmt: skip
+
+    def made(**more):
+        return np.asarray(dino_ray.upscale(source, **plain, **more).image)
+
+    held = {"controlnet": str(control), "control_scale": 2.0}
+    without, whole, half, none = (
+        made(), made(**held), made(**held, control_end=0.5), made(**held, control_start=0.9)
+    )  # fmt: skip
+    assert (whole != without).any()
+    assert (half != without).any()
+    assert (half != whole).any()
+    assert (none == without).all()  # no step lies wholly within its last tenth

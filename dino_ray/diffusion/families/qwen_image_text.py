@@ -90,7 +90,7 @@ def _without_video(parts: TextParts) -> TextParts:
     presence.
     """
     processor = {
-        name: replace(files, library="transformers", cls="Qwen2VLImageProcessorPil")
+        name: replace(files, package="transformers", cls="Qwen2VLImageProcessorPil")
         for name, files in parts.files.items()
         if name == "processor"
     }
