@@ -100,6 +100,11 @@ class UpscaleConfig(BaseModel):
         description="What every tile starts from: the bundled ×2 net, or Lanczos resampling. "
         "auto: lanczos with --model none, else net.",
     )
+    net: Literal["auto", "clean", "worn"] = Field(
+        default="auto",
+        description="Which bundled net makes the base: that for clean sources, or that for worn ones, which takes out "
+        "noise, blur and JPEG blocks. auto: as the source's grain measures.",
+    )
     preset: Preset | None = Field(
         default=None,
         description="How much may change, all at once: sets --denoise, --dino-strength, --adaptive and --steps where "

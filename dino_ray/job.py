@@ -212,6 +212,7 @@ def image_task(
 
 _TASK_SETTINGS = (
     *(
+        "net",
         "denoise",
         "steps",
         "sampler",

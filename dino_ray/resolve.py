@@ -115,6 +115,7 @@ def resolve(config: UpscaleConfig, *, planning: bool = False, loaded: Descriptio
         scale=config.scale,
         model=model if denoise > 0 else None,
         base=base,
+        net=_net(config, base),
         denoise=denoise,
         steps=steps,
         sampler=config.sampler,
@@ -172,6 +173,7 @@ def _without_model(config: UpscaleConfig) -> Settings:
         scale=config.scale,
         model=None,
         base=base,
+        net=_net(config, base),
         tile=config.tile if config.tile is not None else BASE_TILE[base],
         overlap=config.overlap if config.overlap is not None else 0,  # a base's tiles need no seams
         multiple=BASE_MULTIPLE,
@@ -179,6 +181,15 @@ def _without_model(config: UpscaleConfig) -> Settings:
     )
     _check_tiles(settings)
     return settings
+
+
+def _net(config: UpscaleConfig, base: Literal["net", "lanczos"]) -> Literal["auto", "clean", "worn"] | None:
+    if base == "lanczos":
+        refuse_given(
+            config, ("net",), "has nothing to act on: the base is Lanczos's; leave it out, or give --base net"
+        )
+        return None
+    return config.net
 
 
 def _around(config: UpscaleConfig) -> dict[str, Any]:

@@ -30,6 +30,8 @@ class Settings:
     model: Description | None
     """None: the base alone."""
     base: Literal["net", "lanczos"]
+    net: Literal["auto", "clean", "worn"] | None
+    """None: the base is no net's."""
     tile: int
     overlap: int
     multiple: int

@@ -1,8 +1,9 @@
 """Make every weight that ships with dino_ray, from procedural pictures alone.
 
 Stages: ``data`` paints the pictures; ``dino`` distils the small DINO; ``base`` trains a draft of the conv net that
-enlarges, and ``polish`` finishes it; ``flux`` trains the small FLUX, which needs DINO, on what the draft leaves to
-refine: the finished net leaves less, and photographs leave more; ``all`` runs them.
+enlarges, ``polish`` betters it, ``clean`` and ``worn`` make of it the nets for two kinds of sources; ``flux`` trains
+the small FLUX, which needs DINO, on what the polished net leaves to refine: the finished ones leave less, and
+photographs leave more; ``all`` runs them.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 from training.loop import Budget, Stage  # noqa: E402
 from training.pool import Pool, PoolSpec, open_pool  # noqa: E402
 
-STAGES = ("data", "dino", "base", "polish", "flux")
-DEFAULT_STEPS = {"dino": 1600, "base": 10000, "polish": 4000, "flux": 2400}
+STAGES = ("data", "dino", "base", "polish", "clean", "worn", "flux")
+DEFAULT_STEPS = {"dino": 1600, "base": 10000, "polish": 4000, "clean": 14000, "worn": 14000, "flux": 2400}
 """What the weights that ship were trained for."""
+KINDS = ("clean", "worn")
+"""Of sources; each has its net."""
 SMOKE_STEPS = 8
 POOL = (512, 512)
 SMOKE_POOL = (8, 256)
@@ -74,16 +77,18 @@ def main(argv: list[str] | None = None) -> None:
 
 def run_stage(name: str, args: argparse.Namespace, pool: Pool, device: torch.device) -> None:
     steps = args.steps or (None if args.minutes else DEFAULT_STEPS[name])
-    from training.base import draft_of, judge_base, polish_base, train_base
+    from training.base import judge_base, polish_base, specialize, train_base
 
     stage = Stage(name, args.work_dir, args.seed, Budget(steps, args.minutes), args.resume)
-    if name == "base":
-        train_base(stage, pool, draft_of(args.work_dir), device)
-        if not args.smoke:
-            judge_base(stage, open_unseen(args), draft_of(args.work_dir))
-    elif name == "polish":
-        net = weights_folder("upsample/weights", args) / "base.safetensors"
-        polish_base(stage, pool, draft_of(args.work_dir), net, device)
+    draft, polished = (args.work_dir / f"{made}.safetensors" for made in ("draft", "polished"))
+    finished = {kind: weights_folder("upsample/weights", args) / f"{kind}.safetensors" for kind in KINDS}
+    if net := {"base": draft, "polish": polished, **finished}.get(name):
+        if name == "base":
+            train_base(stage, pool, net, device)
+        elif name == "polish":
+            polish_base(stage, pool, draft, net, device)
+        else:
+            specialize(stage, pool, polished, net, device)
         if not args.smoke:
             judge_base(stage, open_unseen(args), net)
     elif name == "dino":
@@ -98,13 +103,16 @@ def run_stage(name: str, args: argparse.Namespace, pool: Pool, device: torch.dev
         from training.gallery import open_gallery
 
         out = weights_folder("diffusion/bundled/weights", args)
-        net, finished = draft_of(args.work_dir), weights_folder("upsample/weights", args) / "base.safetensors"
         dino = weights_folder("dino/weights", args)
         folder = args.work_dir / "gallery"
-        train_flux(stage, open_gallery(folder, pool, net, dino, GALLERY_PICTURES, args.seed), out, device)
+        train_flux(
+            stage, open_gallery(folder, pool, polished, dino, GALLERY_PICTURES, args.seed), out, device
+        )
         if not args.smoke:
             unseen = open_unseen(args)
-            judge_flux(stage, open_gallery(folder, unseen, finished, dino, UNSEEN_POOL[0], args.seed), out)
+            judge_flux(
+                stage, open_gallery(folder, unseen, finished["clean"], dino, UNSEEN_POOL[0], args.seed), out
+            )
 
 
 def open_unseen(args: argparse.Namespace) -> Pool:

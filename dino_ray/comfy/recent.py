@@ -84,6 +84,10 @@ class RememberedBase:
     def device(self) -> Any:
         return getattr(self.inner, "device", "cpu")
 
+    def suited(self, worn: bool) -> RememberedBase:
+        """As the upsampler's."""
+        return RememberedBase(self.inner.suited(worn), f"{self.name} worn" if worn else self.name)
+
     def halo(self, scaling: Scaling) -> int:
         """As the upsampler's."""
         return self.inner.halo(scaling)

@@ -84,6 +84,8 @@ class Guide:
     """Thresholds of the DINO model that guides and judges; None: there is none."""
     grain: Grain | None = None
     """How far the source's own pixels are to be believed; None: nobody asks."""
+    worn: bool = False
+    """Whether the base is that for worn sources."""
     regions: tuple[Region, ...] = ()
     """Where tiles are told something else than the general prompt."""
     text: Mapping[str, TextArrays] = field(default_factory=dict)
@@ -100,6 +102,8 @@ class ImageTask:
     scaling: Scaling
     grid: Grid
     canvas: Canvas
+    net: Literal["auto", "clean", "worn"] | None = None
+    """Which net makes the base; auto: by the source's grain. None: the base is no net's."""
     denoise: float = 0.0
     steps: int = 1
     sampler: Literal["euler", "heun"] = "euler"
@@ -157,6 +161,25 @@ class TileCall:
 
 
 @dataclass(frozen=True)
+class SourceCondition:
+    """What a source's pixels are off by, and what followed."""
+
+    noise: float
+    """Standard deviation, in levels of 255."""
+    blocks: float
+    """What JPEG left, as well."""
+    worn: bool
+    """Whether the net for worn sources makes the base."""
+
+    @classmethod
+    def of(cls, guide: Guide) -> SourceCondition | None:
+        """What a guide says of it; None where nobody measured."""
+        if guide.grain is None:
+            return None
+        return cls(round(255 * guide.grain.noise, 2), round(255 * guide.grain.blocks, 2), guide.worn)
+
+
+@dataclass(frozen=True)
 class Timings:
     """What one call cost on the worker that ran it, and what it found."""
 
@@ -168,6 +191,8 @@ class Timings:
     """What the replica had to do to fit its device's memory, newest last: ``batches of 2``, ``VAE tiling``."""
     fidelity: tuple[TileFidelity, ...] = ()
     """Of each refined tile, in the order of the call; empty where none was refined."""
+    source: SourceCondition | None = None
+    """What preparing an image found of its source; None where nobody asks."""
 
 
 Fault = Literal["raised", "died", "memory", "node", "cancelled"]

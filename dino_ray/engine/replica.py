@@ -20,6 +20,7 @@ from dino_ray.engine.protocol import (
     ImageTask,
     Readable,
     ReplicaSpec,
+    SourceCondition,
     TextArrays,
     TileCall,
     Timings,
@@ -123,7 +124,7 @@ class Replica:
                 embeddings = self._spec.image()([_reduced(task.source, IMAGE_PROMPT_SIDE)])
                 seen = replace(seen, image={name: value.cpu().numpy() for name, value in embeddings.items()})
         if self._spec.text is None:
-            return seen, watch.timings()
+            return seen, replace(watch.timings(), source=SourceCondition.of(seen))
         regions = self._captions(task, watch, stop) or task.regions
         texts = [task.prompt, *(region.prompt for region in regions), task.negative_prompt]
         prompts = tuple(dict.fromkeys(text for text in texts if text is not None))
@@ -133,7 +134,8 @@ class Replica:
             heed(stop)
             with watch("text"):
                 self._text = key, self._spec.text(prompts, partial(_reduced, task.source))
-        return replace(seen, regions=regions, text=self._text[1]), watch.timings()
+        found = replace(seen, regions=regions, text=self._text[1])
+        return found, replace(watch.timings(), source=SourceCondition.of(seen))
 
     def _captions(self, task: ImageTask, watch: Stopwatch, stop: Stop) -> tuple[Region, ...]:
         """What the captioner sees in the source; nothing where there is none."""
@@ -158,12 +160,13 @@ class Replica:
         def read(rect: Rect) -> np.ndarray:
             return rgb(unit_range(source.read(rect)))
 
-        guide = Guide()
-        if task.consistency > 0 or task.adaptive > 0:
+        guide = Guide(worn=task.net == "worn")
+        if task.consistency > 0 or task.adaptive > 0 or task.net == "auto":
             from dino_ray.fidelity.grain import measure_grain
 
             with watch("grain"):
-                guide = replace(guide, grain=measure_grain(read, *size))
+                grain = measure_grain(read, *size)
+            guide = Guide(grain=grain, worn=guide.worn or (task.net == "auto" and grain.worn))
         if self._spec.dino is None:
             return guide
         with watch("load_dino"):
@@ -260,7 +263,7 @@ class Replica:
             rect, reader = task.grid.tile_rect(number), LastRead(read)
             heed(stop)
             with watch("base"):
-                base = self._base(task, rect, reader)
+                base = self._base(task, rect, reader, guide.worn)
                 bases.append(base)
                 if refines:
                     tiles.append(_tile(number, rect, base, reader, task, guide))
@@ -303,9 +306,11 @@ class Replica:
         torch.set_num_threads(self._spec.threads)
         torch.backends.cudnn.deterministic = True
 
-    def _base(self, task: ImageTask, rect: Rect, read: Callable[[Rect], np.ndarray]) -> np.ndarray:
-        upsampler = self._upsampler
-        assert upsampler is not None
+    def _base(
+        self, task: ImageTask, rect: Rect, read: Callable[[Rect], np.ndarray], worn: bool
+    ) -> np.ndarray:
+        assert self._upsampler is not None
+        upsampler = self._upsampler.suited(worn)
         if not self.overlaps:
             return self._thrift.in_strips(rect, lambda part: base_tile(read, part, task.scaling, upsampler))
         with self._base_at_work, self._beside_the_model(getattr(upsampler, "device", None)):

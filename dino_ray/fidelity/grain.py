@@ -57,6 +57,10 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """ITU-R BT.601: the plane whose blocks are 8 px in every JPEG."""
 
 
+WORN = 1.6 / 255
+"""From this sigma on a source is worn."""
+
+
 @dataclass(frozen=True)
 class Grain:
     """By how much a source's pixels are off, as standard deviations in units of its range [0, 1]."""
@@ -70,6 +74,11 @@ class Grain:
     def sigma(self) -> float:
         """Of both: how far a reduced result may be from the source without being wrong."""
         return math.hypot(self.noise, self.blocks)
+
+    @property
+    def worn(self) -> bool:
+        """Whether its grain would be taken for detail."""
+        return self.sigma >= WORN
 
 
 CLEAN = Grain(0.0, 0.0)

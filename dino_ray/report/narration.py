@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from dino_ray.engine.protocol import (
@@ -14,12 +14,14 @@ from dino_ray.engine.protocol import (
     ReplicaLost,
     ReplicaPlaced,
     ReplicaReady,
+    SourceCondition,
     StageStarted,
     TileCall,
     TilePoisoned,
     TilesDone,
     TilesLost,
     TilesStarted,
+    Timings,
 )
 from dino_ray.fidelity.record import TileFidelity
 from dino_ray.report.roster import Roster
@@ -63,6 +65,12 @@ class Narrator:
         self.roster.hear(event)
         who = self.roster.called
         match event:
+            case ImageStarted(preparation=Timings(source=SourceCondition(noise, blocks, worn=True))):
+                return Said(
+                    f"the source is worn (noise {noise:.1f}, JPEG blocks {blocks:.1f} levels of 255): its base is made "
+                    "to take that out; --net clean would keep it",
+                    fault=False,
+                )
             case ReplicaPlaced(replica) if self._working and replica not in self._expected:
                 self._expected[replica] = "joins"
             case ReplicaReady(replica) if replica in self._expected:
@@ -133,7 +141,15 @@ def plain_fields(event: JobEvent) -> dict[str, Any]:
     if isinstance(event, ImageStarted):
         grid = event.grid
         sizes = {"width": grid.width, "height": grid.height, "tiles": grid.n_tiles, "cells": grid.n_cells}
-        return {"name": event.name, **sizes, "replicas": event.replicas, "cells_done": event.cells_done}
+        found = event.preparation.source
+        condition = {"condition": asdict(found)} if found is not None else {}
+        return {
+            "name": event.name,
+            **sizes,
+            "replicas": event.replicas,
+            "cells_done": event.cells_done,
+            **condition,
+        }
     values: dict[str, Any] = {f.name: getattr(event, f.name) for f in fields(event) if f.name != "pixels"}
     if (call := values.pop("call", None)) is not None:
         values |= {"call": call.number, "tiles": call.tiles}

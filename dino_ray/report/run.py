@@ -16,6 +16,7 @@ from dino_ray.engine.protocol import (
     ImageStarted,
     JobEvent,
     ReplicaReady,
+    SourceCondition,
     StageStarted,
     TilesDone,
     TilesStarted,
@@ -109,6 +110,9 @@ class UpscaleReport:
     """Every option as used: nothing left to the model."""
     replicas: tuple[ReplicaReport, ...] = ()
     """All that took part or tried to, by number."""
+    condition: dict[str, Any] | None = None
+    """What the source's pixels are off by: ``noise``, and ``blocks`` that JPEG left, in levels of 255; whether it is
+    ``worn``, so that the net for such made the base. None: nobody measured."""
     copies: int = 0
     """Of ``tile_calls``, those that gave overdue tiles to a second replica."""
     fidelity: dict[str, Any] | None = None
@@ -160,6 +164,7 @@ class Bookkeeper:
         self._replicas = 0
         self._grid_sizes = (0, 0)
         self._cells_before = 0
+        self._condition: SourceCondition | None = None
         self._work: DriveDone | None = None
         self._dino: DinoEffect | None = None
 
@@ -175,6 +180,7 @@ class Bookkeeper:
                 self._cells_before = before
                 self._replicas, self._grid_sizes = replicas, (grid.n_tiles, grid.n_cells)
                 self._add("replica", timings)
+                self._condition = timings.source
             case TilesStarted():
                 self._first_tile = self._first_tile or now
             case TilesDone(timings=timings) | ReplicaReady(timings=timings):
@@ -246,6 +252,7 @@ class Bookkeeper:
             config=config.model_dump(mode="json"),
             settings=used,
             replicas=self.replicas(),
+            condition=asdict(self._condition) if self._condition is not None else None,
             copies=self._work.copies,
             fidelity=None if settings.model is None else summary(ledger, image.grid, len(poisoned)),
         )

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, cast, get_args
 
-from dino_ray.engine.protocol import ImageStarted, JobEvent, TileCall, Timings
+from dino_ray.engine.protocol import ImageStarted, JobEvent, SourceCondition, TileCall, Timings
 from dino_ray.fidelity.record import TileFidelity
 from dino_ray.plan.geometry import Grid
 
@@ -155,8 +155,13 @@ def _event(kind: type[Any], raw: dict[str, Any]) -> JobEvent:
     """The inverse of ``report.progress.json_lines``, as far as that can be: results stay where they were made."""
     if kind is ImageStarted:
         grid = Sizes(raw["width"], raw["height"], raw["tiles"], raw["cells"])
+        found = SourceCondition(**raw["condition"]) if "condition" in raw else None
         return ImageStarted(
-            raw["name"], cast(Grid, grid), raw["replicas"], Timings(), int(raw.get("cells_done", 0))
+            raw["name"],
+            cast(Grid, grid),
+            raw["replicas"],
+            Timings(source=found),
+            int(raw.get("cells_done", 0)),
         )
     values: dict[str, Any] = {}
     for field in fields(kind):

@@ -28,6 +28,10 @@ class Upsampler(Protocol):
         """Whether it enlarges a sum of images to the sum of the enlarged ones."""
         ...
 
+    def suited(self, worn: bool) -> Upsampler:
+        """What enlarges a worn source, or a clean one; itself, where that is the same."""
+        ...
+
     def halo(self, scaling: Scaling) -> int:
         """Source_px that a window needs on each side of ``scaling.source_window(rect)``."""
         ...
@@ -94,12 +98,12 @@ def unit_range(pixels: NDArray[Any]) -> Array:
 
 
 def load_net(device: str = "cpu") -> Upsampler:
-    """The bundled conv net on ``device``; imports torch.
+    """The bundled conv nets on ``device``, that for clean sources unless asked for the other; imports torch.
 
     Raises
     ------
     UsageError
-        Its weights are missing.
+        Weights are missing.
     """
     from dino_ray.upsample import net
 

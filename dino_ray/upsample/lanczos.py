@@ -116,6 +116,10 @@ class Lanczos:
 
     linear = True
 
+    def suited(self, worn: bool) -> Lanczos:
+        """See :class:`~dino_ray.upsample.Upsampler`: to all sources alike."""
+        return self
+
     def halo(self, scaling: Scaling) -> int:
         """Source_px that a window needs around what it covers."""
         spread = max(1 / scaling.factor_x, 1 / scaling.factor_y, Fraction(1))

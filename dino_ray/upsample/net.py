@@ -23,7 +23,8 @@ from dino_ray.plan.geometry import Rect, Scaling
 from dino_ray.upsample.lanczos import SUPPORT, Array, Lanczos, kernel
 
 FACTOR = 2
-WEIGHTS = Path(__file__).parent / "weights" / "base.safetensors"
+CLEAN, WORN = (Path(__file__).parent / "weights" / f"{kind}.safetensors" for kind in ("clean", "worn"))
+"""Weights of the net for clean sources, and of the one that takes out noise, blur and blocks besides."""
 FORMAT = "dino_ray.base/2"
 """Written into the weights' metadata; weights of another format are refused."""
 REMAKE = "make one with scripts/train_bundled.py"
@@ -108,7 +109,7 @@ def save_net(net: BaseNet, path: Path) -> None:
     save_file(weights, path, metadata=metadata)
 
 
-def read_net(path: Path = WEIGHTS) -> BaseNet:
+def read_net(path: Path = CLEAN) -> BaseNet:
     """Rebuild the net that :func:`save_net` wrote; on the CPU, in float32, for inference."""
     try:
         with safe_open(path, "pt") as file:
@@ -132,10 +133,16 @@ class NetUpsampler:
 
     net: BaseNet
     device: torch.device
+    worn: NetUpsampler | None = None
+    """What enlarges worn sources; None: the same net."""
     linear: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         self.net.tighten()
+
+    def suited(self, worn: bool) -> NetUpsampler:
+        """See :class:`~dino_ray.upsample.Upsampler`."""
+        return self.worn if worn and self.worn is not None else self
 
     def halo(self, scaling: Scaling) -> int:
         """Source_px that a window needs around what it covers."""
@@ -184,16 +191,20 @@ class NetUpsampler:
         return out
 
 
-def load_net(device: str = "cpu", path: Path = WEIGHTS) -> NetUpsampler:
-    """Load the bundled net, or another that ``scripts/train_bundled.py`` wrote, onto ``device``, in float32.
+def load_net(device: str = "cpu", path: Path | None = None) -> NetUpsampler:
+    """Load the bundled nets, or another for all sources, onto ``device``, in float32.
 
     Raises
     ------
     UsageError
-        The file is missing or no such net.
+        A file is missing or no such net.
     """
-    net = read_net(path).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return NetUpsampler(net, torch.device(device))
+
+    def upsampler(path: Path, worn: NetUpsampler | None = None) -> NetUpsampler:
+        net = read_net(path).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return NetUpsampler(net, torch.device(device), worn)
+
+    return upsampler(path) if path else upsampler(CLEAN, upsampler(WORN))
 
 
 def _passes(scaling: Scaling) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import ray
@@ -61,6 +61,9 @@ class Stage:
 
     def __init__(self, seconds: float, slow: Path | None = None) -> None:
         self._seconds = seconds * (SLOWER if slow is not None and _is_first(slow) else 1)
+
+    def suited(self, worn: bool) -> Self:
+        return self
 
     def halo(self, scaling: Scaling) -> int:
         return 0

@@ -106,7 +106,7 @@ def _assemble(pool: Pool, sources: int, rng: np.random.Generator) -> tuple[Pixel
     small, large = [], []
     for s in range(sources):
         picks = [(s * GRID**2 + k) % len(pool.large) for k in range(GRID**2)]
-        reduced = [pool.bicubic if rng.random() < BICUBIC_SHARE else pool.other for _ in picks]
+        reduced = [pool.bicubic if rng.random() < BICUBIC_SHARE else pool.other[:, 0] for _ in picks]
         small.append(_mosaic([array[i] for array, i in zip(reduced, picks, strict=True)]))
         large.append(_mosaic([pool.large[i] for i in picks]))
     return np.stack(small), np.stack(large)

@@ -18,6 +18,8 @@ Pixels = NDArray[np.uint8]
 
 SOFT_SHARE = 0.07
 """Share of pictures that hold nothing to restore, so that a network learns to leave such alone."""
+ACCIDENTS = 4
+"""How often what happens to people's pictures happens to each."""
 BICUBIC_SHARE = 0.65
 """Share of training crops whose small picture is Pillow's bicubic reduction rather than what happens to people."""
 
@@ -40,7 +42,7 @@ class Pool:
     bicubic: Pixels
     """(n, size / 2, size / 2, 3): Pillow's bicubic reductions."""
     other: Pixels
-    """(n, size / 2, size / 2, 3): reductions with accidents."""
+    """(n, `ACCIDENTS`, size / 2, size / 2, 3): reductions with accidents."""
 
     def pairs(
         self, rng: np.random.Generator, n: int, side: int, bicubic_share: float = BICUBIC_SHARE
@@ -51,11 +53,12 @@ class Pool:
         for _ in range(n):
             i = int(rng.integers(len(self.large)))
             y, x = (int(v) for v in rng.integers((size - side) // 2 + 1, size=2))
-            source = self.bicubic if rng.random() < bicubic_share else self.other
+            plain, accident = rng.random() < bicubic_share, int(rng.integers(ACCIDENTS))
+            small_picture = self.bicubic[i] if plain else self.other[i, accident]
             turns, flip = int(rng.integers(4)), bool(rng.integers(2))
-            for out, array, scale in ((large, self.large, 2), (small, source, 1)):
+            for out, whole, scale in ((large, self.large[i], 2), (small, small_picture, 1)):
                 half = side // 2
-                crop = array[i, y * scale : (y + half) * scale, x * scale : (x + half) * scale]
+                crop = whole[y * scale : (y + half) * scale, x * scale : (x + half) * scale]
                 crop = np.rot90(crop, turns)
                 out.append(crop[:, ::-1] if flip else crop)
         return np.stack(large), np.stack(small)
@@ -79,9 +82,13 @@ def _paint(folder: Path, spec: PoolSpec, workers: int) -> None:
     half = spec.size // 2
     arrays = [
         np.lib.format.open_memmap(
-            folder / f"{name}.npy", mode="w+", dtype=np.uint8, shape=(spec.count, side, side, 3)
+            folder / f"{name}.npy", mode="w+", dtype=np.uint8, shape=(spec.count, *each, 3)
         )
-        for name, side in (("large", spec.size), ("bicubic", half), ("other", half))
+        for name, each in (
+            ("large", (spec.size, spec.size)),
+            ("bicubic", (half, half)),
+            ("other", (ACCIDENTS, half, half)),
+        )
     ]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as executor:
@@ -100,4 +107,5 @@ def _make(job: tuple[PoolSpec, int]) -> tuple[Pixels, Pixels, Pixels]:
     rng = np.random.default_rng((spec.seed, index, 1))  # apart from the stream that painted the picture
     if rng.random() < SOFT_SHARE:
         large = soften(large)
-    return large, reduce_bicubic(large), reduce_somehow(large, rng)
+    others = np.stack([reduce_somehow(large, rng) for _ in range(ACCIDENTS)])
+    return large, reduce_bicubic(large), others
