@@ -67,6 +67,21 @@ class Shade:
 
 
 @dataclass
+class Sociable(Shade):
+    """Goes on once as many processes as ``company`` have a tile in hand; they leave files in ``folder``."""
+
+    folder: Path
+    company: int
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        (self.folder / f"{os.getpid()}").touch()
+        deadline = time.monotonic() + 120
+        while len(list(self.folder.iterdir())) < self.company and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return super().encode(pixels)
+
+
+@dataclass
 class Accident(Shade):
     """Ends its process, or raises, on tiles brighter than ``above``; ``times`` in all, counted in ``folder``."""
 

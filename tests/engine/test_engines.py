@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from fakes import Hungry, Shade, accident, encode_noting, make_task, photograph, shade
+from fakes import Hungry, Shade, Sociable, accident, encode_noting, make_task, photograph, shade
 
 from dino_ray.engine.drive import drive
 from dino_ray.engine.local import LocalEngine
@@ -505,8 +505,15 @@ def test_the_peak_of_a_process_leaves_out_what_its_parent_had() -> None:
 
 @pytest.mark.ray
 def test_text_encoders_are_loaded_by_one_replica_once(tmp_path: Path, ray_here: Any) -> None:
-    (tmp_path / "encoders").mkdir()
-    spec = replace(shade(), text=partial(encode_noting, tmp_path / "encoders"))
+    for name in ("encoders", "replicas"):
+        (tmp_path / name).mkdir()
+    spec = ReplicaSpec(
+        upsampler=Lanczos,
+        denoiser=partial(
+            Sociable, tmp_path / "replicas", company=2
+        ),  # or one may do it all before the other is there
+        text=partial(encode_noting, tmp_path / "encoders"),
+    )
     with ray_engine(spec, workers=2) as engine:
         _, events = run(engine, tmp_path / "job")
     assert len({event.replica for event in events if isinstance(event, ReplicaReady)}) == 2
