@@ -22,6 +22,21 @@ def pytest_collection_modifyitems(items):
                     item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session, exitstatus):
+    session.config.exit_status = int(exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config):
+    """A process that had a dozen Rays ends here, where all is said: Ray's own threads may crash what the interpreter
+    still does. How processes with one Ray end, the tests of the command see."""
+    if "ray" in sys.modules and hasattr(config, "exit_status") and not hasattr(config, "workerinput"):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(config.exit_status)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def ray_tokens():
     """Each module's Rays are told of tokens by that module alone: Ray leaves them in the environment, and remembers."""

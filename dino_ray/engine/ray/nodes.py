@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 LOOK_S = 2.0
 """Between two looks: a machine that joins or is about to go is noticed within this, and a look costs some ms."""
 
+PATIENCE_S = 30.0
+"""How long a look that is under way may keep a job from ending."""
+
 ID_SHOWN = 6
 """Digits of a node's id that tell machines of one name apart."""
 
@@ -74,8 +77,9 @@ class Lookout:
         return news
 
     def close(self) -> None:
+        """End the thread. A look must not outlive Ray: it would look through what is freed, or start another Ray."""
         self._ended.set()
-        self._thread.join(LOOK_S)
+        self._thread.join(PATIENCE_S)
 
     def _run(self) -> None:
         while not self._ended.wait(LOOK_S):
