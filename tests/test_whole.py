@@ -115,6 +115,23 @@ def test_another_images_features_change_the_pixels(face: np.ndarray, tmp_path: P
     assert (with_own != with_other).mean() > 0.5
 
 
+def test_the_net_is_chosen_by_the_sources_grain_and_the_report_says_so(face: np.ndarray) -> None:
+    small = reduced(face)
+    noise = np.random.default_rng(0).normal(0, 4, small.shape)
+    noisy = np.clip(np.rint(small + noise), 0, 255).astype(np.uint8)
+    made: dict[tuple[str, str], Any] = {}
+    for name, source in (("clean", small), ("worn", noisy)):
+        for net in ("auto", "clean", "worn"):
+            image, report = dino_ray.upscale(source, model="none", base="net", net=net, **HERE)
+            made[name, net] = np.asarray(image)
+            if net == "auto":
+                assert report.condition is not None
+                assert report.condition["worn"] == (name == "worn")
+                assert (report.condition["noise"] > 3) == (name == "worn")
+        assert (made[name, "auto"] == made[name, name]).all()
+        assert (made[name, "clean"] != made[name, "worn"]).mean() > 0.5
+
+
 def test_denoise_0_is_the_base_untouched(face: np.ndarray) -> None:
     small = reduced(face)
     base, _ = dino_ray.upscale(small, model="none", base="net", tile=128, overlap=32, **HERE)

@@ -221,7 +221,8 @@ def main(
             size = sum(p.numel() for p in net.parameters())
             row = [name, optimizer, f"{size / 1e6:.2f} M", f"{milliseconds(net):.0f}", f"{steps}"]
             row += [
-                f"{np.mean(gains(net, unseen.large, small)):+.3f}" for small in (unseen.bicubic, unseen.other[:, 0])
+                f"{np.mean(gains(net, unseen.large, small)):+.3f}"
+                for small in (unseen.bicubic, unseen.other[:, 0])
             ]
             print(*row, flush=True)
             table.add_row(*row)

@@ -24,6 +24,8 @@ from training.muon import Muon, orthogonal
 from training.pool import PoolSpec, open_pool
 from training.swaps import raw_pixels, swap_auc
 
+from dino_ray.upsample.net import save_net
+
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory):
@@ -98,6 +100,44 @@ def test_a_resumed_base_net_is_the_uninterrupted_one(pool, tmp_path, monkeypatch
 
     at_once, resumed = interrupted_and_not(train, tmp_path)
     assert_same_weights(at_once / "net.safetensors", resumed / "net.safetensors")
+
+
+def test_a_deepened_net_does_the_same_and_learns_on():
+    torch.manual_seed(0)
+    net = base_stage.BaseNet(8, 3)
+    torch.nn.init.normal_(net.tail.weight, std=0.1)
+    deeper = base_stage.deepened(net, 7)
+    x = torch.rand(2, 3, 12, 16)
+    assert deeper.blocks == 7
+    torch.testing.assert_close(deeper(x), net(x))
+    deeper(x).square().mean().backward()
+    assert all(block.second.weight.grad.abs().sum() > 0 for block in deeper.body)
+
+
+@pytest.mark.parametrize("kind", ["clean", "worn"])
+def test_a_resumed_specialist_is_the_uninterrupted_one(pool, tmp_path, monkeypatch, kind):
+    for name, value in {"DEEPENED": 2, "LATER_BATCH": 2, "LATER_CROP_PX": 64, "TWICE_EVERY": 3}.items():
+        monkeypatch.setattr(base_stage, name, value)
+    torch.manual_seed(0)
+    save_net(base_stage.BaseNet(8, 1), tmp_path / "polished.safetensors")
+    seen = []
+
+    class Watched(type(pool)):
+        def pairs(self, rng, n, side, bicubic_share=None):
+            seen.append(bicubic_share)
+            return super().pairs(rng, n, side, bicubic_share)
+
+    watched = Watched(pool.large, pool.bicubic, pool.other)
+
+    def train(stage, out):
+        stage = replace(stage, name=kind)
+        base_stage.specialize(
+            stage, watched, tmp_path / "polished.safetensors", out / "net.safetensors", torch.device("cpu")
+        )
+
+    at_once, resumed = interrupted_and_not(train, tmp_path)
+    assert_same_weights(at_once / "net.safetensors", resumed / "net.safetensors")
+    assert set(seen) == {1.0, base_stage.CLEAN_SHARE if kind == "clean" else base_stage.WORN_SHARE}
 
 
 def test_a_resumed_dino_is_the_uninterrupted_one(pool, tmp_path, monkeypatch):

@@ -53,6 +53,15 @@ def test_a_clean_photograph_has_next_to_none(name):
 
 
 @pytest.mark.parametrize("name", PHOTOS)
+def test_noise_and_blocks_make_a_source_worn_and_texture_does_not(name):
+    clean = photo(name)
+    assert not measured(clean).worn
+    assert not measured(jpeg(clean, 97)).worn
+    assert measured(noisy(clean, 3)).worn
+    assert measured(jpeg(clean, 80)).worn
+
+
+@pytest.mark.parametrize("name", PHOTOS)
 def test_noise_is_measured_about_as_it_is_and_texture_is_none(name):
     sigmas = [measured(noisy(photo(name), sigma)).noise / LEVEL for sigma in (2, 4, 8)]
     np.testing.assert_allclose(sigmas, (2, 4, 8), rtol=0.3)

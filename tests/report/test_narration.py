@@ -16,6 +16,7 @@ from dino_ray.engine.protocol import (
     ReplicaLost,
     ReplicaPlaced,
     ReplicaReady,
+    SourceCondition,
     TileCall,
     TilePoisoned,
     TilesDone,
@@ -92,6 +93,16 @@ def test_replicas_that_start_together_are_no_news() -> None:
     narrate = Narrator()
     starts: list[JobEvent] = [ReplicaPlaced(0, "a"), ReplicaPlaced(1, "b"), ReplicaReady(1), ReplicaReady(0)]
     assert [narrate(event) for event in starts] == [None] * 4
+
+
+def test_a_worn_source_is_said_to_be_taken_for_one() -> None:
+    grid = make_grid(256, 128, tile=64, overlap=16, multiple=16)
+    found = [SourceCondition(0.61, 3.85, worn=True), SourceCondition(0.6, 0.0, worn=False), None]
+    told = [Narrator()(ImageStarted("photo", grid, 1, Timings(source=each))) for each in found]
+    assert told[0] is not None
+    assert "worn (noise 0.6, JPEG blocks 3.9 levels of 255)" in told[0].text
+    assert not told[0].fault
+    assert told[1:] == [None, None]
 
 
 def test_lines_and_bars_say_the_same() -> None:

@@ -17,6 +17,7 @@ from dino_ray.engine.protocol import (
     ImageStarted,
     JobEvent,
     ReplicaLost,
+    SourceCondition,
     StageStarted,
     TilePoisoned,
     Timings,
@@ -84,7 +85,9 @@ def test_events_come_back_from_their_lines() -> None:
 
 def test_a_grid_comes_back_as_its_sizes() -> None:
     grid = make_grid(300, 200, tile=64, overlap=16, multiple=8)
-    (event,) = heard(ImageStarted("a.png", grid, 2, Timings(), 3))
+    found = SourceCondition(0.5, 3.9, worn=True)
+    (event,) = heard(ImageStarted("a.png", grid, 2, Timings(source=found), 3))
+    assert event.preparation.source == found
     assert (event.name, event.replicas, event.cells_done) == ("a.png", 2, 3)
     assert event.grid == notes.Sizes(300, 200, grid.n_tiles, grid.n_cells)
 

@@ -12,9 +12,14 @@ from dino_ray.upsample.net import BaseNet, NetUpsampler, read_net, save_net
 
 
 @pytest.fixture(scope="module")
-def net():
+def nets():
     torch.set_num_threads(1)
     return load_net()
+
+
+@pytest.fixture(params=[False, True], ids=["clean", "worn"])
+def net(nets, request):
+    return nets.suited(request.param)
 
 
 def replicating(image):
@@ -60,6 +65,22 @@ def test_it_is_better_than_lanczos(net):
     made, plain = (base_tile(read, Rect(0, 0, 192, 192), scaling, up) for up in (net, Lanczos()))
     goal = truth / np.float32(255)
     assert psnr(made, goal) > psnr(plain, goal) + 1.0
+
+
+def test_each_net_is_better_at_its_own_kind_of_source(nets):
+    truth = drawing()
+    half = np.asarray(Image.fromarray(truth).resize((96, 96), Image.Resampling.BICUBIC))
+    rng = np.random.default_rng(0)
+    noisy = np.clip(np.rint(half + rng.normal(0, 5, half.shape)), 0, 255).astype(np.uint8)
+    scaling, rect = Scaling(96, 96, 192, 192), Rect(0, 0, 192, 192)
+
+    def quality(source, up):
+        return psnr(base_tile(replicating(source), rect, scaling, up), truth / 255)
+
+    clean, worn = nets.suited(False), nets.suited(True)
+    assert quality(half, clean) > quality(half, worn)
+    assert quality(noisy, worn) > quality(noisy, clean)
+    assert Lanczos().suited(True) == Lanczos()
 
 
 def test_reducing_is_lanczos(net):
