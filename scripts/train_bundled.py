@@ -2,8 +2,7 @@
 
 Stages: ``data`` paints the pictures; ``dino`` distils the small DINO; ``base`` trains a draft of the conv net that
 enlarges, ``polish`` betters it, ``clean`` and ``worn`` make of it the nets for two kinds of sources; ``flux`` trains
-the small FLUX, which needs DINO, on what the polished net leaves to refine: the finished ones leave less, and
-photographs leave more; ``all`` runs them.
+the small FLUX, which needs DINO, on what those leave to refine; ``all`` runs them.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from training.loop import Budget, Stage  # noqa: E402
 from training.pool import Pool, PoolSpec, open_pool  # noqa: E402
 
 STAGES = ("data", "dino", "base", "polish", "clean", "worn", "flux")
-DEFAULT_STEPS = {"dino": 1600, "base": 10000, "polish": 4000, "clean": 14000, "worn": 14000, "flux": 2400}
+DEFAULT_STEPS = {"dino": 1600, "base": 10000, "polish": 4000, "clean": 20000, "worn": 22000, "flux": 2400}
 """What the weights that ship were trained for."""
 KINDS = ("clean", "worn")
 """Of sources; each has its net."""
@@ -81,7 +80,8 @@ def run_stage(name: str, args: argparse.Namespace, pool: Pool, device: torch.dev
 
     stage = Stage(name, args.work_dir, args.seed, Budget(steps, args.minutes), args.resume)
     draft, polished = (args.work_dir / f"{made}.safetensors" for made in ("draft", "polished"))
-    finished = {kind: weights_folder("upsample/weights", args) / f"{kind}.safetensors" for kind in KINDS}
+    nets = weights_folder("upsample/weights", args)
+    finished = {kind: nets / f"{kind}.safetensors" for kind in KINDS}
     if net := {"base": draft, "polish": polished, **finished}.get(name):
         if name == "base":
             train_base(stage, pool, net, device)
@@ -105,14 +105,10 @@ def run_stage(name: str, args: argparse.Namespace, pool: Pool, device: torch.dev
         out = weights_folder("diffusion/bundled/weights", args)
         dino = weights_folder("dino/weights", args)
         folder = args.work_dir / "gallery"
-        train_flux(
-            stage, open_gallery(folder, pool, polished, dino, GALLERY_PICTURES, args.seed), out, device
-        )
+        train_flux(stage, open_gallery(folder, pool, nets, dino, GALLERY_PICTURES, args.seed), out, device)
         if not args.smoke:
             unseen = open_unseen(args)
-            judge_flux(
-                stage, open_gallery(folder, unseen, finished["clean"], dino, UNSEEN_POOL[0], args.seed), out
-            )
+            judge_flux(stage, open_gallery(folder, unseen, nets, dino, UNSEEN_POOL[0], args.seed), out)
 
 
 def open_unseen(args: argparse.Namespace) -> Pool:

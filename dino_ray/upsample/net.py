@@ -23,8 +23,9 @@ from dino_ray.plan.geometry import Rect, Scaling
 from dino_ray.upsample.lanczos import SUPPORT, Array, Lanczos, kernel
 
 FACTOR = 2
-CLEAN, WORN = (Path(__file__).parent / "weights" / f"{kind}.safetensors" for kind in ("clean", "worn"))
-"""Weights of the net for clean sources, and of the one that takes out noise, blur and blocks besides."""
+WEIGHTS = Path(__file__).parent / "weights"
+CLEAN, WORN = "clean.safetensors", "worn.safetensors"
+"""The net for clean sources, and the one that takes out noise, blur and blocks besides."""
 FORMAT = "dino_ray.base/2"
 """Written into the weights' metadata; weights of another format are refused."""
 REMAKE = "make one with scripts/train_bundled.py"
@@ -109,7 +110,7 @@ def save_net(net: BaseNet, path: Path) -> None:
     save_file(weights, path, metadata=metadata)
 
 
-def read_net(path: Path = CLEAN) -> BaseNet:
+def read_net(path: Path = WEIGHTS / CLEAN) -> BaseNet:
     """Rebuild the net that :func:`save_net` wrote; on the CPU, in float32, for inference."""
     try:
         with safe_open(path, "pt") as file:
@@ -191,8 +192,8 @@ class NetUpsampler:
         return out
 
 
-def load_net(device: str = "cpu", path: Path | None = None) -> NetUpsampler:
-    """Load the bundled nets, or another for all sources, onto ``device``, in float32.
+def load_net(device: str = "cpu", folder: Path = WEIGHTS) -> NetUpsampler:
+    """Load both nets, the bundled ones or those that ``scripts/train_bundled.py`` wrote, onto ``device``, in float32.
 
     Raises
     ------
@@ -200,11 +201,11 @@ def load_net(device: str = "cpu", path: Path | None = None) -> NetUpsampler:
         A file is missing or no such net.
     """
 
-    def upsampler(path: Path, worn: NetUpsampler | None = None) -> NetUpsampler:
-        net = read_net(path).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    def upsampler(name: str, worn: NetUpsampler | None = None) -> NetUpsampler:
+        net = read_net(folder / name).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return NetUpsampler(net, torch.device(device), worn)
 
-    return upsampler(path) if path else upsampler(CLEAN, upsampler(WORN))
+    return upsampler(CLEAN, upsampler(WORN))
 
 
 def _passes(scaling: Scaling) -> int:

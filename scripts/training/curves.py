@@ -7,9 +7,14 @@ import math
 import sys
 from pathlib import Path
 
-CURVES = (("base", "l1"), ("base", "squares"), ("polish", "l1"), ("dino", "patch"), ("flux", "loss"))
+CURVES = (
+    *(("base", "l1"), ("base", "squares"), ("polish", "l1")),
+    *(("clean", "l1"), ("clean", "squares"), ("worn", "l1"), ("worn", "squares")),
+    *(("dino", "patch"), ("flux", "loss")),
+)
 """Stage and what of its log is drawn; a stage without a log is left out."""
 WIDTH, HEIGHT, GAP = 240, 130, 34
+IN_A_ROW = 3
 SMOOTHING = 0.15
 """Share of the newest value in a running mean: each is itself a mean over 50 steps."""
 
@@ -28,19 +33,19 @@ def points(log: Path, name: str) -> list[tuple[int, float]]:
     return smooth
 
 
-def panel(title: str, curve: list[tuple[int, float]], left: int) -> str:
+def panel(title: str, curve: list[tuple[int, float]], left: int, top: int) -> str:
     """One curve in its frame, the value on a logarithmic axis."""
     values = [math.log(value) for _, value in curve]
     low, high, last = min(values), max(values), curve[-1][0]
     places = (
-        (left + WIDTH * step / last, GAP + HEIGHT * (high - value) / max(high - low, 1e-9))
+        (left + WIDTH * step / last, top + HEIGHT * (high - value) / max(high - low, 1e-9))
         for (step, _), value in zip(curve, values, strict=True)
     )
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     return (
-        f'<text x="{left}" y="{GAP - 10}">{title}: {math.exp(values[0]):.3g} to {math.exp(values[-1]):.3g},'
+        f'<text x="{left}" y="{top - 10}">{title}: {math.exp(values[0]):.3g} to {math.exp(values[-1]):.3g},'
         f" {last} steps</text>"
-        f'<rect x="{left}" y="{GAP}" width="{WIDTH}" height="{HEIGHT}" fill="none" stroke="#bbb"/>'
+        f'<rect x="{left}" y="{top}" width="{WIDTH}" height="{HEIGHT}" fill="none" stroke="#bbb"/>'
         f'<polyline points="{line}" fill="none" stroke="#06c"/>'
     )
 
@@ -50,8 +55,11 @@ def main(folder: Path, out: Path) -> None:
     for stage, name in CURVES:
         log = folder / f"{stage}.log.jsonl"
         if log.exists() and len(curve := points(log, name)) > 1:
-            drawn.append(panel(f"{stage}, {name}", curve, GAP + len(drawn) * (WIDTH + GAP)))
-    size = f'width="{GAP + len(drawn) * (WIDTH + GAP)}" height="{HEIGHT + 2 * GAP}"'
+            row, column = divmod(len(drawn), IN_A_ROW)
+            place = GAP + column * (WIDTH + GAP), GAP + row * (HEIGHT + GAP)
+            drawn.append(panel(f"{stage}, {name}", curve, *place))
+    columns, rows = min(len(drawn), IN_A_ROW), math.ceil(len(drawn) / IN_A_ROW)
+    size = f'width="{GAP + columns * (WIDTH + GAP)}" height="{GAP + rows * (HEIGHT + GAP)}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="12">'
     out.write_text(f'{head}<rect width="100%" height="100%" fill="white"/>{"".join(drawn)}</svg>\n')
 

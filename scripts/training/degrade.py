@@ -16,8 +16,8 @@ Pixels = NDArray[np.uint8]
 
 FACTOR = 2
 
-BLURRED, SHARPENED, NOISY, COMPRESSED = 0.5, 0.15, 0.5, 0.55
-"""How often each happens; nothing but another kernel remains of about one in ten."""
+BLURRED, SHARPENED, NOISY, COMPRESSED = 0.6, 0.15, 0.75, 0.75
+"""How often each happens: noise and JPEG to most pictures; nothing but another kernel remains of one in fifty."""
 BLUR_PX = (0.3, 1.6)
 """Standard deviation, px of the large picture."""
 SHAKEN = 0.3

@@ -18,9 +18,10 @@ from PIL import Image
 from dino_ray.dino.extract import extract
 from dino_ray.dino.features import FeatureMap
 from dino_ray.dino.loading import Dino, load
+from dino_ray.fidelity.grain import measure_grain
 from dino_ray.plan.geometry import Rect, Scaling
-from dino_ray.upsample.base import base_tile
-from dino_ray.upsample.net import load_net
+from dino_ray.upsample.base import Upsampler, base_tile, unit_range
+from dino_ray.upsample.net import CLEAN, WORN, load_net
 from training.pool import BICUBIC_SHARE, Pool
 
 Pixels = NDArray[np.uint8]
@@ -72,8 +73,10 @@ class Gallery:
         return Crops(np.stack(pictures), np.stack(bases), np.stack(plains), np.stack(tokens))
 
 
-def open_gallery(folder: Path, pool: Pool, net: Path, dino_folder: Path, pictures: int, seed: int) -> Gallery:
-    """The gallery of the first ``pictures`` of ``pool``, made with the net and the DINO of those files.
+def open_gallery(
+    folder: Path, pool: Pool, nets: Path, dino_folder: Path, pictures: int, seed: int
+) -> Gallery:
+    """The gallery of the first ``pictures`` of ``pool``, made with the nets and the DINO of those folders.
 
     What networks make of the pictures is kept in ``folder``, and found there the next time.
     """
@@ -81,9 +84,9 @@ def open_gallery(folder: Path, pool: Pool, net: Path, dino_folder: Path, picture
     small, large = _assemble(pool, sources, np.random.default_rng(seed))
     folder.mkdir(parents=True, exist_ok=True)
     shown = hashlib.sha256(small.tobytes()).hexdigest()[:8]
-    base = folder / f"base-{shown}-{_digest(net)}.npy"
+    base = folder / f"base-{shown}-{_digest(nets / CLEAN)}-{_digest(nets / WORN)}.npy"
     if not base.exists():
-        np.save(base, _bases(small, net))
+        np.save(base, _bases(small, nets))
     seen = folder / f"features-{shown}-{_digest(dino_folder / 'model.safetensors')}.pickle"
     if not seen.exists():
         dino = load(str(dino_folder))
@@ -106,8 +109,8 @@ def _assemble(pool: Pool, sources: int, rng: np.random.Generator) -> tuple[Pixel
     small, large = [], []
     for s in range(sources):
         picks = [(s * GRID**2 + k) % len(pool.large) for k in range(GRID**2)]
-        reduced = [pool.bicubic if rng.random() < BICUBIC_SHARE else pool.other[:, 0] for _ in picks]
-        small.append(_mosaic([array[i] for array, i in zip(reduced, picks, strict=True)]))
+        reduced = pool.bicubic if rng.random() < BICUBIC_SHARE else pool.other[:, 0]
+        small.append(_mosaic([reduced[i] for i in picks]))
         large.append(_mosaic([pool.large[i] for i in picks]))
     return np.stack(small), np.stack(large)
 
@@ -117,16 +120,22 @@ def _mosaic(pictures: list[Pixels]) -> Pixels:
     return np.concatenate(rows, axis=0)
 
 
-def _bases(small: Pixels, net: Path) -> NDArray[np.uint16]:
-    upsampler = load_net(path=net)
+def _bases(small: Pixels, nets: Path) -> NDArray[np.uint16]:
+    upsampler = load_net(folder=nets)
     _, height, width, _ = small.shape
     scaling = Scaling.from_factor(width, height, 2)
     whole = Rect(0, 0, scaling.canvas_w, scaling.canvas_h)
     bases = np.empty((len(small), whole.h, whole.w, 3), np.uint16)
     for i, source in enumerate(small):
-        made = base_tile(replicating(source), whole, scaling, upsampler)
+        made = base_tile(replicating(source), whole, scaling, suited(upsampler, source))
         bases[i] = np.rint(made * 65535)
     return bases
+
+
+def suited(upsampler: Upsampler, source: Pixels) -> Upsampler:
+    """What enlarges ``source`` in use: the net that its grain asks for."""
+    read = replicating(unit_range(source))
+    return upsampler.suited(measure_grain(read, source.shape[1], source.shape[0]).worn)
 
 
 def _features(dino: Dino, source: Pixels) -> FeatureMap:

@@ -26,14 +26,13 @@ from dino_ray.dino import loading
 from dino_ray.dino.extract import extract
 from dino_ray.dino.features import FeatureLevel, FeatureMap
 from dino_ray.errors import UsageError
-from dino_ray.fidelity.grain import measure_grain
 from dino_ray.identity import of_weights
 from dino_ray.plan.geometry import Rect, Scaling
-from dino_ray.upsample.base import base_tile, unit_range
+from dino_ray.upsample.base import base_tile
 from dino_ray.upsample.net import load_net
 from training.base import to_tensor
 from training.degrade import FACTOR, reduce_bicubic, reduce_somehow
-from training.gallery import replicating
+from training.gallery import replicating, suited
 from training.images import picture
 from training.pool import BICUBIC_SHARE
 
@@ -178,12 +177,10 @@ class Pictures:
         height, width = small.shape[:2]
         scaling = Scaling.from_factor(width, height, FACTOR)
         base = np.empty((scaling.canvas_h, scaling.canvas_w, 3), np.uint16)
-        read = replicating(small)
-        grain = measure_grain(lambda rect: unit_range(read(rect)), small.shape[1], small.shape[0])
-        net = self._net.suited(grain.worn)
+        net = suited(self._net, small)
         for top in range(0, scaling.canvas_h, STRIP):
             strip = Rect(0, top, scaling.canvas_w, min(STRIP, scaling.canvas_h - top))
-            made = base_tile(read, strip, scaling, net)
+            made = base_tile(replicating(small), strip, scaling, net)
             base[top : top + strip.h] = np.rint(made.clip(0, 1) * 65535)
         return base
 
