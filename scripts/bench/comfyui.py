@@ -58,7 +58,9 @@ def main() -> None:
         command += ["--kind", args.kind, "--rounds", str(args.rounds)]
         command += ["--tile", str(args.tile), "--steps", str(args.steps)]
         environment = environment_of(args.python, Path(scratch))
-        sys.exit(subprocess.run(command, env=os.environ | environment).returncode)
+        code = subprocess.run(command, env=os.environ | environment).returncode
+        if code:
+            sys.exit(f"the comparison ended with exit code {code}")
 
 
 # ---- what arrives
