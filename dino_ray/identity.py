@@ -21,6 +21,7 @@ _SETTLED = (
     *(
         "scale",
         "base",
+        "net",
         "denoise",
         "steps",
         "sampler",
