@@ -97,7 +97,7 @@ def verified(
     import torch
 
     from dino_ray.fidelity.colour import colour_drift, lock_colour
-    from dino_ray.fidelity.consistency import back_project, consistency_psnr
+    from dino_ray.fidelity.consistency import back_project, consistency_psnr, hold_to_base
 
     device = draft.pixels.device if draft is not None else torch.device("cpu")
     base = put(tile.base, device).permute(2, 0, 1).contiguous()
@@ -106,7 +106,9 @@ def verified(
 
     def finish(pixels: Tensor, action: Action, found: float | None, retries: int) -> Refined:
         if task.consistency > 0 and guide.grain is not None:
-            projected = back_project(pixels, view, guide.grain)
+            projected = (
+                hold_to_base(pixels, base, view) if guide.worn else back_project(pixels, view, guide.grain)
+            )
             pixels = pixels + task.consistency * (projected - pixels)
         shown = consistency_psnr(pixels.clamp(0, 1), view)
         record = TileFidelity(

@@ -15,13 +15,13 @@ what they share. At the image's own borders both frames go on as their edge pixe
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dino_ray.fidelity.grain import Grain
+from dino_ray.fidelity.grain import CLEAN, Grain
 from dino_ray.fidelity.projection import AxisProjection, axis_projection
 from dino_ray.plan.frames import Rect, Scaling
 from dino_ray.upsample.lanczos import CUBIC, SUPPORT, Kernel
@@ -125,6 +125,27 @@ def back_project(tile: Tensor, view: SourceView, grain: Grain, rounds: int = ROU
     for _ in range(rounds - 1):
         change = change + (wanted - down.there_and_back @ change @ across.there_and_back.T) * opaque
     return tile + down.enlarge @ change @ across.enlarge.T
+
+
+@torch.no_grad()
+def hold_to_base(tile: Tensor, base: Tensor, view: SourceView) -> Tensor:
+    """A tile, changed so that it shows, reduced, what its base shows.
+
+    For sources so worn that their base shows them better than they do themselves: noise, blocks and blur that the base
+    net took out must not come back.
+
+    Parameters
+    ----------
+    tile, base
+        (3, view.rect.h, view.rect.w) float32, nominally in [0, 1].
+
+    Returns
+    -------
+    Tensor
+        As ``tile``, not clipped. Beyond the tile, as far as it can know, nothing differs from the base.
+    """
+    nothing = replace(view, pixels=torch.zeros_like(view.pixels))
+    return base + back_project(tile - base, nothing, CLEAN)
 
 
 @torch.no_grad()

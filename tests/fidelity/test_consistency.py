@@ -12,6 +12,7 @@ from dino_ray.fidelity.consistency import (
     SourceView,
     back_project,
     consistency_psnr,
+    hold_to_base,
     reduced,
     source_window,
 )
@@ -161,6 +162,21 @@ def test_noise_is_not_chased_and_what_stands_out_of_it_is_corrected(sigma):
     wrong[:, 100:140, 60:120] += 60 * LEVEL  # what isn't in the source
     left = (back_project(wrong, view, grain) - tile)[:, 106:134, 66:114]
     assert float(left.mean().abs()) < 6 * LEVEL
+
+
+def test_a_worn_sources_tile_shows_what_its_base_shows_and_nothing_of_the_wear():
+    source = photo(40, 40)
+    scaling = scaling_of(source, 2)
+    rect = whole(scaling)
+    base = enlarged(source, rect, scaling)
+    worn = np.clip(source + np.random.default_rng(0).normal(0, 0.05, source.shape), 0, 1).astype(np.float32)
+    view = view_of(worn, rect, scaling)
+    detail = 0.05 * (-1.0) ** torch.arange(80)  # which no source pixel shows
+    held = hold_to_base(base + 0.1 + detail, base, view)
+    (shown, _), (wanted, _) = reduced(held, view), reduced(base, view)
+    assert (shown - wanted).abs().max() < 0.004
+    torch.testing.assert_close((held - base).std(), detail.std(), rtol=0.1, atol=0)
+    assert torch.equal(hold_to_base(base, base, view), base)
 
 
 def test_the_more_grain_the_less_is_changed():
