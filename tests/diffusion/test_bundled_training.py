@@ -47,7 +47,7 @@ def test_reductions_halve_and_resemble():
     for seed in range(8):
         other = reduce_somehow(large, np.random.default_rng(seed))
         assert other.shape == plain.shape
-        assert np.abs(other.astype(int) - plain).mean() < 12
+        assert np.abs(other.astype(int) - plain).mean() < 20
 
 
 def test_softening_leaves_nothing_that_reducing_loses():
