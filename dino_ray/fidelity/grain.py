@@ -57,8 +57,9 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """ITU-R BT.601: the plane whose blocks are 8 px in every JPEG."""
 
 
-WORN = 1.6 / 255
-"""From this sigma on a source is worn."""
+WORN_NOISE, WORN_BLOCKS = 2.8 / 255, 1.8 / 255
+"""From either on, or from less of both, a source is worn: about where the net for such becomes the better one, on
+painted pictures with noise alone and with JPEG alone (``scripts/bench/worn.py``)."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Grain:
     @property
     def worn(self) -> bool:
         """Whether its grain would be taken for detail."""
-        return self.sigma >= WORN
+        return math.hypot(self.noise / WORN_NOISE, self.blocks / WORN_BLOCKS) >= 1
 
 
 CLEAN = Grain(0.0, 0.0)
