@@ -189,6 +189,11 @@ def _net(config: UpscaleConfig, base: Literal["net", "lanczos"]) -> Literal["aut
             config, ("net",), "has nothing to act on: the base is Lanczos's; leave it out, or give --base net"
         )
         return None
+    if config.scale == 1:
+        refuse_given(
+            config, ("net",), "has nothing to act on at --scale 1, where no net enlarges; leave it out"
+        )
+        return None
     return config.net
 
 

@@ -31,7 +31,7 @@ class Settings:
     """None: the base alone."""
     base: Literal["net", "lanczos"]
     net: Literal["auto", "clean", "worn"] | None
-    """None: the base is no net's."""
+    """None: the base is no net's, or as large as the source."""
     tile: int
     overlap: int
     multiple: int

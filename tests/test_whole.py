@@ -132,6 +132,18 @@ def test_the_net_is_chosen_by_the_sources_grain_and_the_report_says_so(face: np.
         assert (made[name, "clean"] != made[name, "worn"]).mean() > 0.5
 
 
+def test_a_worn_sources_noise_does_not_come_back(face: np.ndarray) -> None:
+    small = reduced(face)
+    noise = np.random.default_rng(0).normal(0, 6, small.shape)
+    noisy = np.clip(np.rint(small + noise), 0, 255).astype(np.uint8)
+    base, _ = dino_ray.upscale(noisy, model="none", base="net", **HERE)
+    made, _ = dino_ray.upscale(noisy, **HERE)
+    loose, _ = dino_ray.upscale(noisy, consistency=0, **HERE)
+    wanted, held, free = (reduced(np.asarray(image)).astype(float) for image in (base, made, loose))
+    assert np.abs(held - wanted).mean() < 0.5
+    assert np.abs(held - wanted).mean() < np.abs(free - wanted).mean()
+
+
 def test_denoise_0_is_the_base_untouched(face: np.ndarray) -> None:
     small = reduced(face)
     base, _ = dino_ray.upscale(small, model="none", base="net", tile=128, overlap=32, **HERE)

@@ -115,7 +115,7 @@ def save_net(net: BaseNet, path: Path) -> None:
     save_file(weights, path, metadata=metadata)
 
 
-def read_net(path: Path = WEIGHTS / CLEAN) -> BaseNet:
+def read_net(path: Path) -> BaseNet:
     """Rebuild the net that :func:`save_net` wrote; on the CPU, in float32, for inference."""
     try:
         with safe_open(path, "pt") as file:
